@@ -1,0 +1,142 @@
+"""A grade on disk: model.safetensors, config.json and tokenizer.json, checked tensor by tensor on loading."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from pmd.errors import GradeError
+from pmd.model import BiEncoder
+from pmd.serving.storage import atomic_file, write_atomic
+from pmd.serving.texts import Templates
+from pmd.serving.tokenization import TextTokenizer
+
+SCHEMA = "pmd-grade/1"
+WEIGHTS, CONFIG, TOKENIZER, METRICS = "model.safetensors", "config.json", "tokenizer.json", "metrics.json"
+
+
+@dataclass(frozen=True)
+class GradeInfo:
+    """What a grade is, beside its weights."""
+
+    stage: str
+    encoder: str
+    max_tokens: int
+    templates: Templates
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A loaded grade: the model in eval mode, its tokenizer, and what it is."""
+
+    model: BiEncoder
+    tokenizer: TextTokenizer
+    tokenizer_json: str
+    info: GradeInfo
+
+
+def save_grade(folder: Path, model: BiEncoder, tokenizer_json: str, info: GradeInfo) -> None:
+    """Write a grade's three files, each whole or absent, the weights last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "schema": SCHEMA,
+        "stage": info.stage,
+        "grade": model.depth,
+        "encoder": info.encoder,
+        "max_tokens": info.max_tokens,
+        "templates": info.templates.as_dict(),
+        "width": model.width,
+        "encoder_config": model.query.config.to_dict(),
+    }
+    write_atomic(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, default=str).encode())
+    write_atomic(folder / TOKENIZER, tokenizer_json.encode())
+    save_weights(folder / WEIGHTS, model)
+
+
+def save_weights(path: Path, model: BiEncoder, metadata: dict[str, str] | None = None) -> None:
+    """Write the model's tensors as float32 safetensors, whole or absent."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_file(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+
+
+def load_grade(folder: Path) -> Grade:
+    """Load a grade; raises GradeError naming the file, or the tensor, that is not as it should be."""
+    missing = [name for name in (CONFIG, TOKENIZER, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise GradeError(f"{folder} is not a complete grade: missing {', '.join(missing)}; train it with pmd-train")
+    config = _read_config(folder / CONFIG)
+    model = empty_model(config["encoder_config"])
+    load_weights(folder / WEIGHTS, model)
+    tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
+    info = GradeInfo(
+        config["stage"], config["encoder"], int(config["max_tokens"]), Templates(**config["templates"])
+    )
+    return Grade(model.eval(), TextTokenizer(tokenizer_json, info.max_tokens), tokenizer_json, info)
+
+
+def empty_model(encoder_config: dict[str, Any]) -> BiEncoder:
+    """A bi-encoder of this architecture with weights still to be loaded. Raises GradeError on a bad config."""
+    try:
+        settings = dict(encoder_config)
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        towers = [without_pooler(AutoModel.from_config(config, attn_implementation="sdpa")) for _ in range(2)]
+    except (KeyError, ValueError, TypeError) as error:
+        raise GradeError(f"encoder_config describes no known architecture: {error}") from error
+    return BiEncoder(towers[0], towers[1], temperature=0.05)
+
+
+def without_pooler(tower: PreTrainedModel) -> PreTrainedModel:
+    """Drop the classification pooler, which mean pooling never uses."""
+    if getattr(tower, "pooler", None) is not None:
+        setattr(tower, "pooler", None)  # noqa: B010 (mypy: a module attribute is never None)
+    return tower
+
+
+def load_weights(path: Path, model: BiEncoder) -> None:
+    """Load tensors into `model`; raises GradeError on a damaged file, a wrong name or shape, or NaN."""
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise GradeError(f"{path} cannot be read as safetensors: {error}") from error
+    wanted = model.state_dict()
+    if wrong := sorted(set(wanted) ^ set(found)):
+        state = "missing" if wrong[0] in wanted else "unexpected"
+        raise GradeError(f"{path}: tensor {wrong[0]} is {state}; the file does not match its config.json")
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape:
+            raise GradeError(
+                f"{path}: tensor {name} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise GradeError(f"{path}: tensor {name} holds NaN or infinity; train the grade again")
+    model.load_state_dict(found)
+
+
+def temperature_of(model: BiEncoder) -> float:
+    """The learned temperature, > 0."""
+    return math.exp(-float(model.log_inverse_temperature.detach()))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        schema = config["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise GradeError(f"{path} is not a grade's config: {error}") from error
+    if schema != SCHEMA:
+        raise GradeError(f"{path} has schema {schema!r}; this version reads {SCHEMA!r}")
+    lacking = [
+        key for key in ("stage", "encoder", "max_tokens", "templates", "encoder_config") if key not in config
+    ]
+    if lacking:
+        raise GradeError(f"{path} lacks {', '.join(lacking)}")
+    return dict(config)

@@ -1,0 +1,87 @@
+"""What a run will do, without doing it: `pmd-train --dry-run`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import yaml
+from transformers import AutoConfig
+
+from pmd.batches import epoch_rows, make_batch, tokenise
+from pmd.encoder import resolve_encoder
+from pmd.graph import KnowledgeGraph
+from pmd.ladder import plan_stages
+from pmd.recipe import Recipe
+from pmd.serving.tokenization import TextTokenizer
+
+BYTES = 4  # float32
+ADAM_COPIES = 4  # weights, gradients, two moments
+
+
+def describe(recipe: Recipe, graph: KnowledgeGraph) -> tuple[str, dict[str, Any]]:
+    """The plan as text for people and as facts for machines: recipe, texts, steps, tokens, memory estimate."""
+    files = resolve_encoder(recipe.encoder, recipe.encoder_sha256)
+    config = AutoConfig.from_pretrained(files.folder)
+    stages = plan_stages(recipe, config.num_hidden_layers)
+    tokenizer = TextTokenizer((files.folder / "tokenizer.json").read_text(encoding="utf-8"), recipe.max_tokens)
+    texts = tokenise(graph, tokenizer, recipe.templates)
+    steps = epoch_rows(texts.known, recipe.batching, np.random.default_rng([recipe.seed, 0]))
+    batch = make_batch(texts, steps[0], recipe.batching, 0.0, np.random.default_rng(recipe.seed), shared_rows=True)
+    tokens = int((batch.queries.text >= 0).sum() + (batch.entities.text >= 0).sum())
+    facts = {
+        "dataset": graph.name,
+        "counts": {
+            "entities": graph.num_entities,
+            "relations": graph.num_relations,
+            "train": len(graph.train),
+            "valid": len(graph.valid),
+            "test": len(graph.test),
+            "queries": len(texts.queries),
+        },
+        "encoder": {"name": files.name, "source": files.source, "sha256": files.sha256},
+        "steps_per_epoch": len(steps),
+        "tokens_per_step": tokens,
+        "padding_share": round((batch.queries.padding_share + batch.entities.padding_share) / 2, 4),
+        "memory_bytes": _memory(files.folder / "model.safetensors", config, tokens),
+        "stages": [
+            {
+                "stage": s.name,
+                "grade": s.grade,
+                "layers": list(s.layers),
+                "mask_rate": s.mask_rate,
+                "teacher": s.teacher,
+            }
+            | {"epochs": recipe.epochs_of(s.name), "steps": recipe.epochs_of(s.name) * len(steps)}
+            for s in stages
+        ],
+    }
+    return _as_text(recipe, graph, recipe.templates, facts), facts
+
+
+def _memory(weights: Any, config: Any, tokens: int) -> int:
+    """Rough peak of a step: two towers with their optimiser, a teacher, and about 20 states a token and layer."""
+    towers = 2 * weights.stat().st_size
+    activations = 20 * tokens * config.hidden_size * config.num_hidden_layers * BYTES
+    return int(towers * (ADAM_COPIES + 1) + activations)
+
+
+def _as_text(recipe: Recipe, graph: KnowledgeGraph, templates: Any, facts: dict[str, Any]) -> str:
+    builder = graph.texts(templates)
+    head, relation, tail = (int(value) for value in graph.train[0])
+    lines = [
+        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip(),
+        "",
+        f"query text:   {' [SEP] '.join(builder.query(head, relation))}",
+        f"its inverse:  {' [SEP] '.join(builder.query(tail, relation + graph.num_relations))}",
+        f"entity text:  {builder.entity(tail)}",
+        "",
+        f"{facts['steps_per_epoch']} steps an epoch, about {facts['tokens_per_step']} tokens a step, "
+        f"about {facts['memory_bytes'] / 2**20:.0f} MiB at the peak",
+    ]
+    lines += [
+        f"{s['stage']:<14} layers {s['layers']} mask {s['mask_rate']:.0%} epochs {s['epochs']} "
+        f"taught by {s['teacher'] or 'nobody'}"
+        for s in facts["stages"]
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,205 @@
+"""A bundle on disk: the only owner of its file names, its reader, and the steps that write one.
+
+A bundle is a folder, or the same as one uncompressed zip that is read in place. Reading checks everything that
+answering relies on, and refuses with one line. To write a bundle, put the towers into a folder, then call
+`write_tables`, then `seal`, which adds the manifest; the folder is a bundle from then on, and `archive.pack` makes
+a zip of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pmd.serving.archive import FolderSource, Source, ZipSource, npy_array, npz_arrays
+from pmd.serving.errors import BundleError
+from pmd.serving.known import KnownAnswers
+from pmd.serving.manifest import Manifest, check_manifest, parse_manifest, templates_of
+from pmd.serving.neighbours import NeighbourGraph
+from pmd.serving.storage import sha256_of, write_atomic
+from pmd.serving.tables import EntityRow, RelationRow, Tables, format_rows, parse_rows
+from pmd.serving.texts import Templates
+from pmd.serving.tokenization import TextTokenizer, TokenizerError
+from pmd.serving.vectors import VectorTable
+
+MANIFEST, CARD = "manifest.json", "README.md"
+ENTITIES, RELATIONS = "entities.tsv", "relations.tsv"
+VECTORS, SCALES = "entities.npy", "scales.npy"
+KNOWN, GRAPH = "known.npz", "graph.npz"
+QUERY, ENTITY = "query", "entity"
+"""The folders of the two towers."""
+MODEL, TOKENIZER, CONFIG = "onnx/model.onnx", "tokenizer.json", "config.json"
+"""Files of a tower, below its folder."""
+TABLE_FILES = (ENTITIES, RELATIONS, VECTORS, SCALES, KNOWN, GRAPH)
+REQUIRED = (ENTITIES, RELATIONS, VECTORS, KNOWN, GRAPH, f"{QUERY}/{MODEL}", f"{QUERY}/{TOKENIZER}")
+KNOWN_ARRAYS = ("keys", "offsets", "answers", "splits")
+GRAPH_ARRAYS = ("offsets", "targets")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and checked bundle; its arrays stay memory-mapped."""
+
+    path: Path
+    manifest: Manifest
+    tables: Tables
+    source: Source
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = False) -> Bundle:
+        """Read a folder or zip. File sizes are always checked, with `verify` every sha256 as well.
+
+        Raises BundleError, in one line, if anything is missing, damaged, unsafe or does not fit together.
+        """
+        path = Path(path)
+        source = _source(path)
+        if source.size(MANIFEST) is None:
+            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST} at its top level")
+        manifest = parse_manifest(source.mapped(MANIFEST).tobytes(), f"{path}: {MANIFEST}")
+        bundle = cls(path, manifest, _read_tables(source, manifest, path), source)
+        if verify:
+            for name in bundle.files():
+                bundle.read_verified(name)
+        return bundle
+
+    @property
+    def templates(self) -> Templates:
+        """How texts are worded."""
+        return templates_of(self.manifest, f"{self.path}: {MANIFEST}")
+
+    def files(self) -> list[str]:
+        """Every file of the manifest that is there: all of them, or all but a left-out entity tower."""
+        return _present(self.source, self.manifest)
+
+    def has_tower(self, tower: str) -> bool:
+        """Whether QUERY or ENTITY can be opened."""
+        return f"{tower}/{MODEL}" in self.files()
+
+    def model(self, tower: str) -> bytes | Path:
+        """A tower's ONNX graph: a path in a folder, its bytes in a zip."""
+        name = f"{tower}/{MODEL}"
+        path = self.source.path(name)
+        return self.source.mapped(name).tobytes() if path is None else path
+
+    def tokenizer(self, tower: str) -> TextTokenizer:
+        """A tower's tokenizer. Raises BundleError if the file is not one."""
+        name = f"{tower}/{TOKENIZER}"
+        try:
+            text = self.source.mapped(name).tobytes().decode("utf-8")
+            return TextTokenizer(text, self.manifest["max_tokens"])
+        except (TokenizerError, UnicodeDecodeError) as error:
+            raise BundleError(f"{self.path}: {name}: {error}") from error
+
+    def read_verified(self, name: str) -> bytes:
+        """A file's bytes. Raises BundleError if they are not those of the manifest's sha256."""
+        data = self.source.mapped(name).tobytes()
+        if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]["sha256"]:
+            raise BundleError(
+                f"{self.path}: {name} is not what the manifest's sha256 says; it was changed or damaged"
+            )
+        return data
+
+
+def write_tables(folder: Path, tables: Tables) -> None:
+    """Write the graph's six files into `folder` (five for float32 vectors). Raises BundleError for bad tables."""
+    tables.check(str(folder))
+    (folder / ENTITIES).write_bytes(format_rows(tables.entities, ENTITIES))
+    (folder / RELATIONS).write_bytes(format_rows(tables.relations, RELATIONS))
+    np.save(folder / VECTORS, np.ascontiguousarray(tables.vectors.values))
+    if tables.vectors.scales is not None:
+        np.save(folder / SCALES, tables.vectors.scales)
+    np.savez(folder / KNOWN, **{name: getattr(tables.known, name) for name in KNOWN_ARRAYS})
+    np.savez(folder / GRAPH, **{name: getattr(tables.graph, name) for name in GRAPH_ARRAYS})
+
+
+def seal(folder: Path, facts: Manifest) -> Manifest:
+    """Write the manifest: `facts` plus size and sha256 of every file below `folder`. Returns it.
+
+    Raises BundleError if a required fact or file is missing.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in paths
+    }
+    manifest = {**facts, "files": files}
+    check_manifest(manifest, str(folder / MANIFEST))
+    _check_complete(manifest, folder)
+    text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, indent=1)
+    write_atomic(folder / MANIFEST, (text + "\n").encode("utf-8"))
+    return manifest
+
+
+def _source(path: Path) -> Source:
+    if path.is_dir():
+        return FolderSource(path)
+    if path.is_file():
+        return ZipSource.open(path)
+    raise BundleError(f"no bundle at {path}; expected a folder or an uncompressed .zip made by pmd-export")
+
+
+def _check_complete(manifest: Manifest, path: Path) -> None:
+    """Raise BundleError unless the manifest lists every file that answering needs."""
+    required = [*REQUIRED, SCALES] if manifest["vectors"]["dtype"] == "int8" else REQUIRED
+    absent = [name for name in required if name not in manifest["files"]]
+    if absent:
+        raise BundleError(f"{path}: the manifest lists no {', '.join(absent)}; export the bundle again")
+
+
+def _present(source: Source, manifest: Manifest) -> list[str]:
+    """The files of the manifest that are there; the entity tower may be left out, but only as a whole."""
+    names = list(manifest["files"])
+    tower = [name for name in names if name.startswith(f"{ENTITY}/")]
+    if all(source.size(name) is None for name in tower):
+        return [name for name in names if name not in tower]
+    return names
+
+
+def _check_sizes(source: Source, manifest: Manifest, path: Path) -> None:
+    for name in _present(source, manifest):
+        expected, found = manifest["files"][name]["bytes"], source.size(name)
+        if found is None:
+            raise BundleError(f"{path}: {name} is missing; copy or export the bundle again")
+        if found != expected:
+            raise BundleError(
+                f"{path}: {name} has {found} bytes, the manifest says {expected}; copy the bundle again"
+            )
+
+
+def _read_tables(source: Source, manifest: Manifest, path: Path) -> Tables:
+    _check_complete(manifest, path)
+    _check_sizes(source, manifest, path)
+
+    def rows(name: str, columns: int) -> list[list[str]]:
+        return parse_rows(source.mapped(name).tobytes(), columns, f"{path}: {name}")
+
+    def arrays(name: str, *parts: str) -> list[Any]:
+        return npz_arrays(source.mapped(name), f"{path}: {name}", *parts)
+
+    entities = tuple(EntityRow(*row) for row in rows(ENTITIES, 3))
+    relations = tuple(RelationRow(*row) for row in rows(RELATIONS, 2))
+    tables = Tables(
+        entities=entities,
+        relations=relations,
+        vectors=_read_vectors(source, manifest, path),
+        known=KnownAnswers(len(entities), len(relations), *arrays(KNOWN, *KNOWN_ARRAYS)),
+        graph=NeighbourGraph(*arrays(GRAPH, *GRAPH_ARRAYS)),
+    )
+    tables.check(str(path))
+    if tables.vectors.width != manifest["width"]:
+        raise BundleError(
+            f"{path}: {VECTORS} is {tables.vectors.width} wide, the manifest says {manifest['width']}"
+        )
+    return tables
+
+
+def _read_vectors(source: Source, manifest: Manifest, path: Path) -> VectorTable:
+    values = npy_array(source.mapped(VECTORS), f"{path}: {VECTORS}")
+    if manifest["vectors"]["dtype"] == "float32":
+        return VectorTable(values)
+    return VectorTable(values, npy_array(source.mapped(SCALES), f"{path}: {SCALES}"))

@@ -1,0 +1,49 @@
+"""Errors that a user or a file can cause. Catch `PmdError` to catch them all.
+
+PmdError                  base of every error of this toolkit; `exit_code` is what a command ends with
+├── MissingExtra          an optional package is absent; the message is the pip command that brings it
+└── ServingError
+    ├── BundleError       folder or zip incomplete, damaged, of an unknown schema, or not what it claims
+    ├── ProviderError     the asked execution provider is absent or refused the model
+    ├── UnknownEntity     id or name not in the bundle; the message names the nearest ones
+    ├── UnknownRelation   likewise for a relation
+    └── QueryError        a question that cannot be answered: k below 1, empty text, mixed lengths
+
+The training core, the export and the benchmarks hang their own classes below `PmdError`.
+"""
+
+from __future__ import annotations
+
+
+class PmdError(Exception):
+    """Base of every error a user or a file can cause; the message says found, expected, what to do."""
+
+    exit_code = 2
+
+
+class MissingExtra(PmdError):
+    """A package of an optional extra is not installed."""
+
+
+class ServingError(PmdError):
+    """Base of the edge runtime's errors."""
+
+
+class BundleError(ServingError):
+    """A bundle is incomplete, damaged, or of a schema this version does not read."""
+
+
+class ProviderError(ServingError):
+    """The asked onnxruntime execution provider is absent or refused the model."""
+
+
+class UnknownEntity(ServingError):
+    """No entity of the bundle has this id or name."""
+
+
+class UnknownRelation(ServingError):
+    """No relation of the bundle has this id or text."""
+
+
+class QueryError(ServingError):
+    """A question that cannot be answered as asked."""

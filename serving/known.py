@@ -1,0 +1,122 @@
+"""Known answers: which entities already complete a directed query, in CSR form.
+
+A directed query is (head, relation) with relation in 0 … 2R-1: relation r + R is the inverse of r, so that
+head prediction of (?, r, t) is tail prediction of (t, r + R, ?). One structure serves the negatives of
+training (train split only), filtered ranking (all splits) and the exclusion of known answers on the edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray: TypeAlias = NDArray[np.integer]
+
+TRAIN, VALID, TEST = 0, 1, 2
+SPLIT_NAMES = ("train", "valid", "test")
+
+
+def directed(triples: IntArray, num_relations: int) -> IntArray:
+    """Every triple and its inverse, (N, 3) -> (2N, 3): first all (h, r, t), then all (t, r + R, h)."""
+    inverse = triples[:, ::-1].copy()
+    inverse[:, 1] += num_relations
+    return np.concatenate([triples, inverse])
+
+
+@dataclass(frozen=True)
+class KnownAnswers:
+    """Answers of every directed query.
+
+    keys: int64 (K,), rising, relation * E + head. offsets: int64 (K + 1,). answers: int32 (N,), rising within
+    a query. splits: uint8 (N,), the split an answer came from (0 train, 1 valid, 2 test; the first that has it).
+    """
+
+    num_entities: int
+    num_relations: int
+    keys: IntArray
+    offsets: IntArray
+    answers: IntArray
+    splits: IntArray
+
+    @classmethod
+    def from_triples(cls, num_entities: int, num_relations: int, *splits: IntArray) -> KnownAnswers:
+        """Build from one (N, 3) int array per split, in the order train, valid, test."""
+        parts = [directed(np.asarray(triples, dtype=np.int64).reshape(-1, 3), num_relations) for triples in splits]
+        rows = np.concatenate(parts) if parts else np.zeros((0, 3), np.int64)
+        lengths = np.array([len(part) for part in parts], dtype=np.int64)
+        split = np.repeat(np.arange(len(parts), dtype=np.uint8), lengths)
+        keys = rows[:, 1] * num_entities + rows[:, 0]
+        order = np.lexsort((split, rows[:, 2], keys))
+        keys, answers, split = keys[order], rows[order, 2], split[order]
+        first = np.ones(len(keys), dtype=bool)
+        first[1:] = (keys[1:] != keys[:-1]) | (answers[1:] != answers[:-1])
+        keys, answers, split = keys[first], answers[first], split[first]
+        unique, offsets = _rows(keys)
+        return cls(num_entities, num_relations, unique, offsets, answers.astype(np.int32), split)
+
+    def of_split(self, *wanted: int) -> KnownAnswers:
+        """The same structure with only the answers that came from the given splits."""
+        keep = np.isin(self.splits, wanted)
+        keys = np.repeat(self.keys, np.diff(self.offsets))[keep]
+        unique, offsets = _rows(keys)
+        return KnownAnswers(
+            self.num_entities, self.num_relations, unique, offsets, self.answers[keep], self.splits[keep]
+        )
+
+    def reindexed(self, place: IntArray, num_entities: int) -> KnownAnswers:
+        """The same answers after entities were added or removed.
+
+        place: (E,), the new index of each old entity, rising, or -1 where it is gone together with its answers.
+        """
+        keys = np.repeat(self.keys, np.diff(self.offsets))
+        heads, answers = place[keys % self.num_entities], place[self.answers]
+        keep = (heads >= 0) & (answers >= 0)
+        keys = (keys // self.num_entities * num_entities + heads)[keep]  # places rise, so the keys still do
+        unique, offsets = _rows(keys)
+        return KnownAnswers(
+            num_entities, self.num_relations, unique, offsets, answers[keep].astype(np.int32), self.splits[keep]
+        )
+
+    def queries(self) -> IntArray:
+        """Every directed query that has an answer, int64 (K, 2): head, relation."""
+        return np.stack([self.keys % self.num_entities, self.keys // self.num_entities], axis=1)
+
+    def triples(self, split: int) -> IntArray:
+        """The undirected triples of one split, int64 (N, 3), sorted by relation, head, tail."""
+        keys = np.repeat(self.keys, np.diff(self.offsets))
+        keep = (self.splits == split) & (keys < self.num_relations * self.num_entities)
+        head, relation = keys[keep] % self.num_entities, keys[keep] // self.num_entities
+        return np.stack([head, relation, self.answers[keep].astype(np.int64)], axis=1)
+
+    def spans(self, heads: IntArray, relations: IntArray) -> tuple[IntArray, IntArray]:
+        """Start and end in `answers` of each query's answers; equal where a query has none. (Q,), (Q,)."""
+        wanted = np.asarray(relations, np.int64) * self.num_entities + np.asarray(heads, np.int64)
+        row = np.searchsorted(self.keys, wanted)
+        found = row < len(self.keys)
+        found[found] = self.keys[row[found]] == wanted[found]
+        row = np.where(found, row, 0)
+        if not len(self.keys):
+            return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.int64)
+        return np.where(found, self.offsets[row], 0), np.where(found, self.offsets[row + 1], 0)
+
+    def pairs(self, heads: IntArray, relations: IntArray) -> tuple[IntArray, IntArray]:
+        """All answers of a batch of queries as coordinates: query index (N,) and entity (N,)."""
+        start, end = self.spans(heads, relations)
+        count = end - start
+        query = np.repeat(np.arange(len(start)), count)
+        within = np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
+        return query, self.answers[np.repeat(start, count) + within]
+
+    def answers_of(self, head: int, relation: int) -> IntArray:
+        """Answers of one directed query, int32, rising."""
+        start, end = self.spans(np.array([head]), np.array([relation]))
+        return self.answers[start[0] : end[0]]
+
+
+def _rows(keys: IntArray) -> tuple[IntArray, IntArray]:
+    """Distinct keys (K,) and offsets int64 (K + 1,) of sorted keys (N,)."""
+    unique, starts = np.unique(keys, return_index=True)
+    return unique, np.append(starts, len(keys)).astype(np.int64)

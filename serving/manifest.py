@@ -1,0 +1,132 @@
+"""`manifest.json`: what a bundle says about itself, checked before anything else is read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeAlias
+
+from pmd.serving.archive import is_safe_name
+from pmd.serving.errors import BundleError, PmdError
+from pmd.serving.texts import Templates
+
+Manifest: TypeAlias = dict[str, Any]
+
+SCHEMA_NAME, SCHEMA_VERSION = "pmd-bundle", 1
+SCHEMA = f"{SCHEMA_NAME}/{SCHEMA_VERSION}"
+VECTOR_TYPES = ("int8", "float32")
+FIELDS: dict[str, tuple[type, ...]] = {
+    "schema": (str,),
+    "dataset": (str,),
+    "method": (str,),
+    "stage": (str,),
+    "grade": (int,),
+    "precision": (str,),
+    "encoder": (str,),
+    "layers": (int,),
+    "width": (int,),
+    "max_tokens": (int,),
+    "parameters": (int,),
+    "seed": (int,),
+    "templates": (dict,),
+    "rerank": (dict, type(None)),
+    "vectors": (dict,),
+    "parity": (dict,),
+    "metrics": (dict,),
+    "fused": (dict,),
+    "source": (dict,),
+    "files": (dict,),
+    "created_by": (str,),
+}
+"""Every required key and the JSON types it may have. Other keys are kept and not looked at."""
+MIN_TOKENS = 5  # [CLS], a head token, [SEP], a relation token, [SEP]
+JSON_TYPES = {str: "text", int: "a whole number", dict: "an object", type(None): "null"}
+
+
+def parse_manifest(data: bytes, what: str) -> Manifest:
+    """The checked manifest of JSON bytes. Raises BundleError for bad JSON and all that `check_manifest` refuses."""
+    try:
+        manifest = json.loads(data.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{what} is not JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{what} is not a JSON object")
+    check_manifest(manifest, what)
+    return manifest
+
+
+def check_manifest(manifest: Manifest, what: str) -> None:
+    """Raise BundleError unless the schema is ours and every required key has a value of its type and range."""
+    _check_schema(manifest.get("schema"), what)
+    for key, types in FIELDS.items():
+        if key not in manifest:
+            raise BundleError(f"{what} has no {key!r}; export the bundle again")
+        if not _is_a(manifest[key], types):
+            expected = " or ".join(JSON_TYPES[kind] for kind in types)
+            raise BundleError(f"{what}: {key!r} must be {expected}, found {str(manifest[key])[:60]!r}")
+    for key, least in {"width": 1, "layers": 1, "max_tokens": MIN_TOKENS}.items():
+        if manifest[key] < least:
+            raise BundleError(f"{what}: {key!r} must be at least {least}, found {manifest[key]}")
+    _check_vectors(manifest["vectors"], what)
+    _check_rerank(manifest["rerank"], what)
+    _check_files(manifest["files"], what)
+    templates_of(manifest, what)
+
+
+def templates_of(manifest: Manifest, what: str) -> Templates:
+    """The text templates of a manifest. Raises BundleError if one is unknown or malformed."""
+    values, known = manifest["templates"], Templates().as_dict()
+    for key, value in values.items():
+        if key not in known:
+            raise BundleError(f"{what}: unknown text template {key!r}; upgrade pmd-kgc or export the bundle again")
+        if not _is_a(value, (type(known[key]),)):
+            raise BundleError(f"{what}: text template {key!r} must be {JSON_TYPES[type(known[key])]}")
+    try:
+        return Templates(**values)
+    except PmdError as error:
+        raise BundleError(f"{what}: {error}") from error
+
+
+def _check_schema(found: object, what: str) -> None:
+    if found == SCHEMA:
+        return
+    name, _, version = str(found).partition("/")
+    if name == SCHEMA_NAME and version.isdecimal() and int(version) > SCHEMA_VERSION:
+        raise BundleError(
+            f"{what} is of schema {found}, newer than the {SCHEMA} this version reads; upgrade pmd-kgc"
+        )
+    raise BundleError(f"{what} is of schema {str(found)[:60]!r}, expected {SCHEMA!r}")
+
+
+def _check_vectors(vectors: dict[str, Any], what: str) -> None:
+    if vectors.get("dtype") not in VECTOR_TYPES:
+        found = str(vectors.get("dtype"))[:60]
+        raise BundleError(f"{what}: vectors.dtype must be one of {', '.join(VECTOR_TYPES)}, found {found!r}")
+
+
+def _check_rerank(rerank: dict[str, Any] | None, what: str) -> None:
+    if rerank is None:
+        return
+    if not _is_a(rerank.get("hops"), (int,)) or rerank["hops"] < 1:
+        raise BundleError(f"{what}: rerank.hops must be a whole number from 1, found {rerank.get('hops')!r}")
+    if not _is_a(rerank.get("weight"), (int, float)):
+        raise BundleError(f"{what}: rerank.weight must be a number, found {rerank.get('weight')!r}")
+
+
+def _check_files(files: dict[str, Any], what: str) -> None:
+    for name, entry in files.items():
+        if not is_safe_name(name):
+            raise BundleError(f"{what}: file name {name!r} is absolute or climbs out of the bundle")
+        if (
+            not isinstance(entry, dict)
+            or not _is_a(entry.get("bytes"), (int,))
+            or not _is_a(entry.get("sha256"), (str,))
+        ):
+            raise BundleError(f"{what}: files[{name!r}] must hold 'bytes' and 'sha256'")
+
+
+def _is_a(value: object, types: tuple[type, ...]) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool)  # JSON's true is an int to Python
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON value")

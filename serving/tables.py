@@ -1,0 +1,173 @@
+"""What a bundle knows about its graph: rows of text, vectors, known answers and neighbours, as one value.
+
+A `Tables` is never changed; adding or removing an entity makes a new one, so threads that read the old one go on
+undisturbed. Both cost a copy of the table of vectors: a knowledge graph changes rarely and is read often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmd.serving.errors import BundleError
+from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
+from pmd.serving.neighbours import NeighbourGraph
+from pmd.serving.ranking import FloatArray
+from pmd.serving.vectors import VectorTable
+
+
+class EntityRow(NamedTuple):
+    """One line of `entities.tsv`."""
+
+    id: str
+    name: str
+    description: str
+
+
+class RelationRow(NamedTuple):
+    """One line of `relations.tsv`."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The graph of a bundle: E entities and R relations, in the order of their indices."""
+
+    entities: tuple[EntityRow, ...]
+    relations: tuple[RelationRow, ...]
+    vectors: VectorTable
+    known: KnownAnswers
+    graph: NeighbourGraph
+
+    def check(self, what: str) -> None:
+        """Raise BundleError unless all parts agree in their counts and every index is in range."""
+        for rows, kind in ((self.entities, "entity"), (self.relations, "relation")):
+            _check_ids([row[0] for row in rows], kind, what)
+        entities, relations = len(self.entities), len(self.relations)
+        _check_vectors(self.vectors, entities, what)
+        if (self.known.num_entities, self.known.num_relations) != (entities, relations):
+            raise BundleError(
+                f"{what}: known answers are of {self.known.num_entities} entities and {self.known.num_relations} "
+                f"relations, the tables have {entities} and {relations}"
+            )
+        _check_known(self.known, what)
+        _check_graph(self.graph, entities, what)
+
+    def added(self, row: EntityRow, vector: FloatArray) -> Tables:
+        """New tables with one more entity, its unit vector (D,) given; nothing is known about it yet."""
+        count = len(self.entities) + 1
+        kept = np.arange(count - 1)
+        return replace(
+            self,
+            entities=(*self.entities, row),
+            vectors=self.vectors.added(vector),
+            known=self.known.reindexed(kept, count),
+            graph=self.graph.reindexed(kept, count),
+        )
+
+    def removed(self, entity: int) -> Tables:
+        """New tables without one entity and all that is known about it; the indices after it move down by one."""
+        count = len(self.entities) - 1
+        place = np.arange(count + 1)
+        place[entity + 1 :] -= 1
+        place[entity] = -1
+        return replace(
+            self,
+            entities=self.entities[:entity] + self.entities[entity + 1 :],
+            vectors=self.vectors.removed(entity),
+            known=self.known.reindexed(place, count),
+            graph=self.graph.reindexed(place, count),
+        )
+
+
+def parse_rows(data: bytes, columns: int, what: str) -> list[list[str]]:
+    """Rows of a tab-separated UTF-8 file without header. Raises BundleError for another encoding or width."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from error
+    if text and not text.endswith("\n"):
+        raise BundleError(f"{what} does not end in a line break; it was cut")
+    # Split at line feeds alone: str.splitlines would also break at characters that a description may hold.
+    rows = [line.split("\t") for line in text.split("\n")[:-1]]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != columns:
+            raise BundleError(f"{what}, line {number}: expected {columns} columns, found {len(row)}")
+    return rows
+
+
+def format_rows(rows: Sequence[Sequence[str]], what: str) -> bytes:
+    """The bytes that `parse_rows` reads back. Raises BundleError if a text holds a tab or a line break."""
+    for row in rows:
+        if any("\t" in text or "\n" in text for text in row):
+            raise BundleError(f"{what}: the row of {row[0]!r} holds a tab or a line break; replace it with a space")
+    return "".join("\t".join(row) + "\n" for row in rows).encode("utf-8")
+
+
+def _check_ids(ids: Sequence[str], kind: str, what: str) -> None:
+    if not ids:
+        raise BundleError(f"{what} has no {kind}; at least one is needed")
+    seen: set[str] = set()
+    for number, key in enumerate(ids, start=1):
+        if not key or key in seen:
+            problem = f"{kind} id {key!r} is there twice" if key else f"an {kind} id is empty"
+            raise BundleError(f"{what}: {problem} (row {number})")
+        seen.add(key)
+
+
+def _check_vectors(vectors: VectorTable, entities: int, what: str) -> None:
+    values, scales = vectors.values, vectors.scales
+    if values.ndim != 2 or len(values) != entities:
+        raise BundleError(f"{what}: entity vectors have shape {values.shape}, expected ({entities}, width)")
+    wanted = np.float32 if scales is None else np.int8
+    if values.dtype != wanted:
+        raise BundleError(f"{what}: entity vectors are {values.dtype}, expected {np.dtype(wanted)}")
+    if scales is None:
+        return
+    _check_array(scales, np.float32, entities, "scales of the entity vectors", what)
+    if not (np.isfinite(scales) & (scales > 0)).all():
+        raise BundleError(f"{what}: a scale of the entity vectors is not a positive number")
+
+
+def _check_known(known: KnownAnswers, what: str) -> None:
+    count, answers = len(known.keys), len(known.answers)
+    _check_array(known.keys, np.int64, count, "keys of the known answers", what)
+    _check_csr(known.offsets, known.answers, count, known.num_entities, "known answers", what)
+    _check_array(known.splits, np.uint8, answers, "splits of the known answers", what)
+    if count and not (known.keys[0] >= 0 and known.keys[-1] < 2 * known.num_relations * known.num_entities):
+        raise BundleError(f"{what}: a key of the known answers is out of range")
+    if (np.diff(known.keys) <= 0).any():
+        raise BundleError(f"{what}: the keys of the known answers do not rise")
+    if (known.splits >= len(SPLIT_NAMES)).any():
+        raise BundleError(f"{what}: a split of the known answers is not one of 0 to {len(SPLIT_NAMES) - 1}")
+
+
+def _check_graph(graph: NeighbourGraph, entities: int, what: str) -> None:
+    _check_csr(graph.offsets, graph.targets, entities, entities, "neighbour graph", what)
+
+
+def _check_csr(offsets: IntArray, values: IntArray, rows: int, limit: int, part: str, what: str) -> None:
+    """Raise BundleError unless offsets (rows + 1,) cut `values` into rows that rise within [0, limit)."""
+    _check_array(offsets, np.int64, rows + 1, f"offsets of the {part}", what)
+    _check_array(values, np.int32, len(values), f"values of the {part}", what)
+    if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
+        raise BundleError(f"{what}: the offsets of the {part} do not rise from 0 to {len(values)}")
+    if len(values) and not (values.min() >= 0 and values.max() < limit):
+        raise BundleError(f"{what}: an entity in the {part} is out of range, expected 0 to {limit - 1}")
+    rises = np.diff(values, prepend=-1) > 0
+    rises[offsets[:-1][offsets[:-1] < len(values)]] = True  # the first of a row may be anything
+    if not rises.all():
+        raise BundleError(f"{what}: the entities of a row of the {part} do not rise")
+
+
+def _check_array(array: NDArray[Any], dtype: type[np.generic], count: int, part: str, what: str) -> None:
+    if array.dtype != dtype or array.shape != (count,):
+        raise BundleError(
+            f"{what}: {part} are {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} ({count},)"
+        )

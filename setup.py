@@ -1,0 +1,68 @@
+"""Distribution `pmd-kgc`: four top-level folders that install as one package.
+
+`export`, `serving` and `benchmarks` are too generic to own as import names, so the folders
+install below `pmd`. The committed links `pmd/export -> ../export` (and so on) give a checkout
+the same import names as an install; see docs/architecture.md.
+"""
+
+from pathlib import Path
+
+from setuptools import setup
+
+RUNTIME = ["numpy>=1.26", "tokenizers>=0.20", "click>=8.1"]
+CPU = ["onnxruntime>=1.20"]
+TRAIN = [
+    "torch>=2.6",
+    "transformers>=4.48,<6",
+    "huggingface-hub>=0.26",
+    "safetensors>=0.4.5",
+    "pydantic>=2.8",
+    "PyYAML>=6.0",
+    "rich>=13.7",
+]
+# The TorchScript exporter traces transformers 4's attention; optimum-onnx asks for < 4.58 too.
+EXPORT = [*TRAIN, "onnx>=1.17", "transformers<4.58"]
+BENCH = ["psutil>=5.9", "matplotlib>=3.8", "Jinja2>=3.1"]
+DEV = ["pytest>=8.3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "build>=1.2", "pre-commit>=4.0", "types-PyYAML"]
+
+README = Path(__file__).with_name("README.md")
+
+setup(
+    name="pmd-kgc",
+    version="0.1.0",
+    description="Distil a text-based knowledge-graph link predictor and run it on the edge",
+    long_description=README.read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    package_dir={
+        "pmd": "pmd",
+        "pmd.export": "export",
+        "pmd.serving": "serving",
+        "pmd.benchmarks": "benchmarks",
+    },
+    packages=["pmd", "pmd.export", "pmd.serving", "pmd.benchmarks"],
+    package_data={
+        "pmd": ["py.typed", "recipes/*.yaml", "data/*/*.tsv", "data/*/*.json"],
+        "pmd.benchmarks": ["templates/*"],
+    },
+    install_requires=RUNTIME,
+    extras_require={
+        "cpu": CPU,
+        "gpu": ["onnxruntime-gpu>=1.20"],
+        "train": TRAIN,
+        "export": EXPORT,
+        "bench": BENCH,
+        "dev": DEV,
+        "all": [*CPU, *EXPORT, *BENCH],
+    },
+    entry_points={
+        "console_scripts": [
+            "pmd-train = pmd.cli:main",
+            "pmd-export = pmd.export.cli:main",
+            "pmd-bench = pmd.benchmarks.cli:main",
+            "pmd-predict = pmd.serving.cli:main",
+        ]
+    },
+)

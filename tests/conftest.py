@@ -1,0 +1,40 @@
+"""Fixtures that several test modules use; nothing heavy is imported before a test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from pmd.serving import Scorer
+
+settings.register_profile("seeded", deadline=None, derandomize=True)
+settings.load_profile("seeded")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with float32 vectors; never written to."""
+    from tiny_bundle import write_tiny_bundle
+
+    return write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def tiny_int8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with int8 vectors and a dynamically quantised graph; never written to."""
+    from tiny_bundle import write_tiny_bundle
+
+    return write_tiny_bundle(tmp_path_factory.mktemp("tiny-int8") / "bundle", precision="int8")
+
+
+@pytest.fixture
+def tiny_scorer(tiny_folder: Path) -> Iterator[Scorer]:
+    """A fresh Scorer of the float32 bundle, one thread."""
+    from pmd.serving import Scorer
+
+    yield Scorer.load(tiny_folder, threads=1)

@@ -1,0 +1,96 @@
+"""Timing and what is asked: percentiles, warm-up, the planted sleep, distinct questions in a batch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_bundle import write_tiny_bundle
+
+from pmd.benchmarks import questions
+from pmd.benchmarks.errors import MeasureError
+from pmd.benchmarks.latency import laps_ns, summary_ms
+from pmd.benchmarks.memory import peak_rss_bytes
+from pmd.serving import Scorer
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory) -> Scorer:
+    return Scorer.load(write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny"), threads=1)
+
+
+def test_percentiles_of_known_laps():
+    laps = np.arange(1, 101, dtype=np.int64) * 1_000_000  # 1 ms … 100 ms
+    found = summary_ms(np.random.default_rng(0).permutation(laps))
+    assert found == pytest.approx({"p50": 50.5, "p95": 95.05, "p99": 99.01, "mean": 50.5})
+
+
+def test_a_single_lap_is_every_percentile():
+    assert set(summary_ms(np.array([2_500_000])).values()) == {2.5}
+
+
+def test_warm_up_is_not_timed_and_goes_round():
+    asked: list[int] = []
+    laps = laps_ns(asked.append, [1, 2, 3], warmup=5)
+    assert len(laps) == 3
+    assert asked == [1, 2, 3, 1, 2, 1, 2, 3]
+
+
+def test_a_planted_sleep_is_in_every_lap():
+    laps = laps_ns(lambda _: time.sleep(0.003), range(5), warmup=0)
+    assert laps.min() >= 3_000_000
+
+
+def test_questions_are_real_and_the_same_every_time(scorer):
+    asked = questions.of_split(scorer, "test", 40)
+    assert asked == questions.of_split(scorer, "test", 40)
+    distinct = set(asked)
+    assert len(asked) == 40
+    assert len(distinct) == 6  # three test triples in two directions
+    assert questions.Question("body", "part_of", True) in distinct
+    assert questions.Question("pancreas", "part_of", False) in distinct
+
+
+def test_a_question_gets_what_the_scorer_gives(scorer):
+    tail = questions.Question("aspirin", "treats", False)
+    head = questions.Question("body", "part_of", True)
+    assert tail.ask(scorer) == scorer.top_tails("aspirin", "treats", k=10)
+    assert head.ask(scorer) == scorer.top_heads("part_of", "body", k=10)
+    assert "pain" not in {answer.entity for answer in tail.ask(scorer)}  # known already
+
+
+def test_batches_are_of_one_direction_and_distinct(scorer):
+    made = questions.batches(questions.of_split(scorer, "test", 200), 3, 4)
+    assert [len(batch) for batch in made] == [3, 3, 3, 3]
+    assert [batch[0].inverse for batch in made] == [False, True, False, True]
+    assert all(len(set(batch)) == 3 for batch in made)
+    for batch in made:
+        together, apart = questions.ask_batch(scorer, batch), [question.ask(scorer) for question in batch]
+        assert [[a.entity for a in answers] for answers in together] == [
+            [a.entity for a in answers] for answers in apart
+        ]
+
+
+def test_a_split_without_triples_is_refused(scorer, monkeypatch):
+    monkeypatch.setattr(type(scorer.known), "triples", lambda *_: np.zeros((0, 3), np.int64))
+    with pytest.raises(MeasureError, match="holds no valid triples"):
+        questions.of_split(scorer, "valid", 10)
+
+
+def test_peak_memory_falls_back_where_there_is_no_proc(tmp_path):
+    own = peak_rss_bytes()
+    assert own is not None and own > 1_000_000
+    assert peak_rss_bytes(tmp_path / "absent") is not None
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="getrusage is all there is without /proc")
+def test_peak_memory_of_a_child_does_not_start_at_the_parents():
+    code = "import json; from pmd.benchmarks.memory import peak_rss_bytes; print(json.dumps(peak_rss_bytes()))"
+    ballast = np.ones(40_000_000)  # 320 MB, touched
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) < ballast.nbytes / 2

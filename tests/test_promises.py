@@ -1,0 +1,98 @@
+"""Promises that hold the project together: who may import whom, and what the wheel installs."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MAY_IMPORT = {
+    "serving": {"numpy", "onnxruntime", "tokenizers", "click"},
+    "pmd": {"numpy", "torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "pydantic", "yaml"}
+    | {"rich", "click"},
+    "export": {"numpy", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "click", "optimum"},
+    "benchmarks": {"numpy", "psutil", "matplotlib", "jinja2", "click", "tokenizers", "onnxruntime", "markupsafe"},
+}
+OURS = {
+    "serving": {"pmd.serving"},
+    "pmd": {"pmd", "pmd.serving"},
+    "export": {"pmd", "pmd.serving", "pmd.export"},
+    "benchmarks": {"pmd.serving", "pmd.benchmarks"},
+}
+FOLDERS = {"export", "serving", "benchmarks"}
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "matplotlib", "optimum", "pydantic"}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+def modules(folder):
+    return [path for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_import_rules(folder):
+    """serving reads nobody, pmd reads serving, export reads both, benchmarks reads serving."""
+    for path in modules(folder):
+        for name in imported(path):
+            top = name.split(".")[0]
+            if top == "pmd":
+                part = ".".join(name.split(".")[:2])
+                owner = part if part.split(".")[-1] in FOLDERS else "pmd"
+                allowed = OURS[folder] | ({"pmd"} if name == "pmd" else set())  # `from pmd import __version__`
+                assert owner in allowed, f"{path.name} imports {name}"
+            else:
+                assert top in MAY_IMPORT[folder] or top in sys.stdlib_module_names, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "module", ["pmd", "pmd.serving", "pmd.export", "pmd.benchmarks", "pmd.cli", "pmd.serving.cli"]
+)
+def test_importing_loads_nothing_heavy(module):
+    """An edge box has no torch, and `--help` must not wait for it; one stray import breaks both."""
+    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(child.stdout.split())
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_modules_keep_to_their_size(folder):
+    for path in modules(folder):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, path
+        assert path.stem not in {"utils", "common", "helpers", "misc"}
+
+
+def test_nothing_unpickles_or_evaluates():
+    forbidden = {"eval", "exec"}
+    for folder in MAY_IMPORT:
+        for path in modules(folder):
+            assert not {"pickle", "marshal", "shelve"} & set(imported(path)), path
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    assert node.func.id not in forbidden, f"{path}:{node.lineno}"
+
+
+def test_the_wheel_installs_four_packages_and_their_data(tmp_path):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"pmd/{path.name}" for path in modules("pmd")}
+    for folder in FOLDERS:
+        expected |= {f"pmd/{folder}/{path.name}" for path in modules(folder)}
+    expected |= {f"pmd/data/umls/{name}.tsv" for name in ("entities", "relations", "train", "valid", "test")}
+    expected |= {"pmd/recipes/umls.yaml", "pmd/py.typed", "pmd/benchmarks/templates/report.html.j2"}
+    assert expected <= names, expected - names
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"pmd"} | {top for top in tops if top.endswith(".dist-info")}
+    assert not any("test" in name.split("/")[-1] and name.endswith(".py") for name in names)

@@ -1,0 +1,152 @@
+"""Files and folders are whole or absent, also when the writer is stopped in the middle."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from pmd.serving import storage
+from pmd.serving.storage import StorageError, atomic_file, atomic_folder, sha256_of, write_atomic
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_write_atomic_replaces_the_whole_file(tmp_path):
+    target = tmp_path / "a.json"
+    write_atomic(target, b"one")
+    write_atomic(target, b"two")
+    assert target.read_bytes() == b"two"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "a.json"
+    write_atomic(target, b"one")
+
+    def refuse(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(target, b"two")
+    assert target.read_bytes() == b"one"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_atomic_file_appears_only_on_success(tmp_path):
+    target = tmp_path / "a.bin"
+    with pytest.raises(KeyboardInterrupt), atomic_file(target) as partial:
+        partial.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+    with atomic_file(target) as partial:
+        partial.write_bytes(b"whole")
+    assert target.read_bytes() == b"whole"
+
+
+def test_atomic_folder_appears_only_on_success(tmp_path):
+    target = tmp_path / "deep" / "bundle"
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as partial:
+        (partial / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert names(target.parent) == []
+    with atomic_folder(target) as partial:
+        (partial / "a").write_text("whole")
+        assert not target.exists()
+    assert (target / "a").read_text() == "whole"
+    assert names(target.parent) == ["bundle"]
+
+
+def test_an_existing_folder_is_refused_or_swapped_at_the_end(tmp_path):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(StorageError, match="exists already"), atomic_folder(target):
+        pass
+    with atomic_folder(target, replace=True) as partial:
+        (partial / "new").touch()
+        assert names(target) == ["old"]
+    assert names(target) == ["new"]
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_an_interrupt_within_the_swap_puts_the_old_folder_back(tmp_path, monkeypatch):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "old").touch()
+    rename = os.rename
+
+    def interrupted(source, destination):
+        if destination == target and ".partial-old-" not in str(source):
+            raise KeyboardInterrupt
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target, replace=True) as partial:
+        (partial / "new").touch()
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["bundle"]
+
+
+def dead_pid() -> int:
+    """The id of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_left_overs_of_a_killed_process_are_removed_and_those_of_a_living_one_kept(tmp_path):
+    (tmp_path / f".a[b].partial-{dead_pid()}").mkdir()
+    living = tmp_path / f".a[b].partial-{os.getppid()}"
+    living.mkdir()
+    with atomic_folder(tmp_path / "a[b]"):
+        pass
+    assert names(tmp_path) == sorted([living.name, "a[b]"])
+
+
+def test_a_process_killed_within_the_swap_loses_nothing(tmp_path):
+    old = tmp_path / f".bundle{storage.OLD}{dead_pid()}"
+    old.mkdir()
+    (old / "old").touch()
+    with pytest.raises(StorageError, match="exists already"), atomic_folder(tmp_path / "bundle"):
+        pass
+    assert names(tmp_path) == ["bundle"]
+    assert names(tmp_path / "bundle") == ["old"]
+
+
+def test_ctrl_c_on_a_real_process_leaves_nothing(tmp_path):
+    code = """
+        import sys, time
+        from pathlib import Path
+        from pmd.serving.storage import atomic_folder
+        with atomic_folder(Path(sys.argv[1]) / "bundle") as partial:
+            (partial / "half").write_text("half")
+            print("ready", flush=True)
+            time.sleep(60)
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        assert len(names(tmp_path)) == 1
+        child.send_signal(signal.SIGINT)
+        child.wait(timeout=30)
+    assert child.returncode != 0
+    assert names(tmp_path) == []
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
