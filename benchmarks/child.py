@@ -1,0 +1,133 @@
+"""One measurement in a process of its own: `python -m pmd.benchmarks.child REQUEST`.
+
+REQUEST is a JSON object with `task` and what the task needs; the last line of stdout is the answer, a JSON
+object, with `error` where the measurement failed. The process loads what a device that answers would load and
+nothing of the report, so its memory and its start are those of the runtime. Threads are pinned by the parent
+through the environment, before any library is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from pmd.serving.scorer import Scorer
+
+Request: TypeAlias = dict[str, Any]
+Answer: TypeAlias = dict[str, Any]
+
+BATCH = 64
+WARMUP_QUESTIONS = 50
+MATMUL_SIDE, MATMUL_LAPS = 1024, 9
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what `argv[0]` asks, write the answer to stdout; 0 done, 1 failed."""
+    entered_ns = time.perf_counter_ns()
+    request = json.loads(argv[0])
+    try:
+        answer = TASKS[request["task"]](request | {"entered_ns": entered_ns})
+    except Exception as error:  # the process boundary: whatever went wrong becomes a row of the report
+        answer = {"error": _message(error)}
+    sys.stdout.write(json.dumps(answer, allow_nan=False) + "\n")
+    return 1 if "error" in answer else 0
+
+
+def cold(request: Request) -> Answer:
+    """Milliseconds from just before this process was started to its first answer, and where they went.
+
+    `started_ns` is the parent's reading of the same system-wide clock.
+    """
+    from pmd.benchmarks.questions import Question
+
+    question = Question(**request["question"])  # importing it has imported the runtime, all but onnxruntime
+    imported_ns = time.perf_counter_ns()
+    scorer = _load(request)
+    loaded_ns = time.perf_counter_ns()
+    question.ask(scorer)
+    answered_ns = time.perf_counter_ns()
+    marks = [request["started_ns"], request["entered_ns"], imported_ns, loaded_ns, answered_ns]
+    names = ("interpreter", "imports", "load", "first_answer")
+    parts = {name: (end - start) / 1e6 for name, start, end in zip(names, marks[:-1], marks[1:], strict=True)}
+    return {"cold_start_ms": (answered_ns - marks[0]) / 1e6, "parts_ms": parts}
+
+
+def speed(request: Request) -> Answer:
+    """Latency of single questions, peak memory of a process that did just those, then batches."""
+    from pmd.benchmarks import questions
+    from pmd.benchmarks.latency import laps_ns, summary_ms
+    from pmd.benchmarks.memory import peak_rss_bytes
+
+    scorer = _load(request)
+    asked = questions.of_split(scorer, request["split"], request["questions"])
+    begin_cpu, begin = time.process_time_ns(), time.perf_counter_ns()
+    laps = laps_ns(lambda question: question.ask(scorer), asked, warmup=WARMUP_QUESTIONS)
+    cores_busy = (time.process_time_ns() - begin_cpu) / (time.perf_counter_ns() - begin)
+    peak = peak_rss_bytes()  # read before the batches, which need more
+    batches = questions.batches(asked, BATCH, request["batches"])
+    batch_laps = laps_ns(lambda batch: questions.ask_batch(scorer, batch), batches, warmup=2)
+    return {
+        "query_ms": summary_ms(laps),
+        "queries_timed": len(laps),
+        "cores_busy": cores_busy,
+        "peak_rss_bytes": peak,
+        "batch_queries_per_second": BATCH * len(batches) / (float(batch_laps.sum()) / 1e9),
+        "question": asdict(asked[0]),
+    }
+
+
+def quality(request: Request) -> Answer:
+    """Filtered metrics of the bundle as exported, plain and (where the manifest says how) re-ranked."""
+    scorer = _load(request, verify=True)  # figures of a damaged bundle would pass for figures of the model
+    begin = time.perf_counter_ns()
+    metrics = scorer.evaluate(request["split"])
+    seconds = (time.perf_counter_ns() - begin) / 1e9
+    reranks = bool(scorer.bundle.manifest.get("rerank"))
+    reranked = scorer.evaluate(request["split"], reranked=True) if reranks else None
+    return {"metrics": metrics, "metrics_reranked": reranked, "evaluate_seconds": seconds}
+
+
+def calibrate(_: Request) -> Answer:
+    """How fast a fixed loop runs now: float32 matrix products of side 1024, best and median of nine."""
+    import numpy as np
+
+    from pmd.benchmarks.latency import laps_ns
+
+    left, right = np.random.default_rng(0).random((2, MATMUL_SIDE, MATMUL_SIDE), dtype=np.float32)
+    laps = laps_ns(lambda _: left @ right, range(MATMUL_LAPS), warmup=2)
+    work = 2 * MATMUL_SIDE**3  # floating-point operations; per ns that is GFLOP/s
+    return {"best_gflops": work / float(laps.min()), "median_gflops": work / float(np.median(laps))}
+
+
+def _load(request: Request, *, verify: bool = False) -> Scorer:
+    """The bundle's Scorer, with no cache of queries whatever its default: every timed question is encoded.
+
+    verify: check every file's sha256, which reads them all, so not where memory or time is measured.
+    """
+    from pmd.serving.scorer import Scorer
+
+    return Scorer.load(request["bundle"], threads=request["threads"], cached_queries=0, verify=verify)
+
+
+def _message(error: Exception) -> str:
+    """One line; our own errors speak for themselves, others are named."""
+    from pmd.serving.errors import PmdError
+
+    text = " ".join(str(error).split())
+    return text if isinstance(error, PmdError) else f"{type(error).__name__}: {text}"
+
+
+TASKS: dict[str, Callable[[Request], Answer]] = {
+    "cold": cold,
+    "speed": speed,
+    "quality": quality,
+    "calibrate": calibrate,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,102 @@
+"""`pmd-bench`: measure bundles and write the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from pmd.serving import command
+from pmd.serving.extras import require
+
+RUN_SCHEMA = "pmd-bench-run/1"
+RUNS, BUNDLES, REPORTS = Path("runs"), Path("bundles"), Path("reports")
+EPILOG = """\b
+Examples:
+  pmd-bench                                every bundle of the latest run
+  pmd-bench --quick --out reports/look     a first look in a minute or two
+  pmd-bench bundles/umls-pmd-*-int8        these bundles alone
+  pmd-bench --split valid --threads 2      other triples, two threads
+"""
+
+
+@click.command("pmd-bench", cls=command.Command, context_settings=command.HELP, epilog=EPILOG)
+@click.argument("bundles", metavar="[BUNDLE]...", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--split",
+    type=click.Choice(["test", "valid"]),
+    default="test",
+    show_default=True,
+    help="Triples asked about and ranked.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Report folder.  [default: reports/DATASET]")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Threads of the runtime and of numpy.",
+)
+@click.option("--quick", is_flag=True, help="200 questions, not 1,000, and one cold start, not three.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def main(bundles: tuple[Path, ...], split: str, out: Path | None, threads: int, quick: bool, quiet: bool) -> int:
+    """Measure latency, memory, size and accuracy of BUNDLEs on this machine.
+
+    Each BUNDLE (a folder or a zip; by default every bundle in bundles/ of the latest run) is measured in
+    processes of its own. Writes report.json, report.html, curve.svg and curve.png to the report folder.
+    Exits with 1 if a bundle could not be measured; the report is made all the same.
+    """
+    require("bench", "psutil", "matplotlib", "jinja2")
+    require("cpu", "onnxruntime")
+    from pmd.benchmarks import case, discovery, report
+    from pmd.benchmarks.bench import bench, ticks_of
+
+    begin = time.monotonic()
+    chosen = list(dict.fromkeys(bundles)) or discovery.bundles_of(discovery.latest_run(RUNS), BUNDLES)
+    dataset = discovery.dataset_of(chosen)
+    out = out or REPORTS / (dataset or "unreadable")
+    report.check_target(out)  # before the measurements rather than after them
+    plan = case.Plan.quick(split=split, threads=threads) if quick else case.Plan(split=split, threads=threads)
+    tick = _Progress(ticks_of(chosen), command.show_progress(quiet))
+    made = bench(chosen, plan, dataset=dataset, quick=quick, tick=tick)
+    report.write(made, out)
+    return _tell(made["results"], out, time.monotonic() - begin)
+
+
+class _Progress:
+    """A numbered line on stderr for every step."""
+
+    def __init__(self, total: int, shown: bool) -> None:
+        self._total, self._done, self._shown = total, 0, shown
+
+    def __call__(self, what: str) -> None:
+        self._done += 1
+        if self._shown:
+            click.echo(f"[{self._done}/{self._total}] {what}", err=True)
+
+
+def _tell(rows: Sequence[dict[str, object]], out: Path, seconds: float) -> int:
+    """Print the table, the page's path and the closing JSON object; returns the exit code."""
+    from pmd.benchmarks import report, table
+
+    errors = sum(row["error"] is not None for row in rows)
+    for line in table.lines(rows):
+        click.echo(line)
+    click.echo(f"\nreport: {out / report.PAGE}")
+    command.emit(
+        {
+            "schema": RUN_SCHEMA,
+            "report": str(out / report.REPORT),
+            "html": str(out / report.PAGE),
+            "results": len(rows),
+            "errors": errors,
+            "seconds": round(seconds, 3),
+        }
+    )
+    return command.EXIT_FAILURE if errors else 0
+
+
+if __name__ == "__main__":
+    main()
