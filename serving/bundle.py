@@ -43,7 +43,11 @@ GRAPH_ARRAYS = ("offsets", "targets")
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened and checked bundle; its arrays stay memory-mapped."""
+    """An opened and checked bundle; its arrays stay memory-mapped.
+
+    Files of an open bundle must not be written to. Replacing them whole, as `Scorer.save` does, is safe: the
+    mapping keeps the old ones.
+    """
 
     path: Path
     manifest: Manifest

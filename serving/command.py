@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -31,20 +31,41 @@ class Command(click.Command):
     ) -> NoReturn:
         """Run the command and leave the process with its exit code."""
         extra["standalone_mode"] = False
-        try:
-            code = super().main(args, prog_name, **extra)
-        except PmdError as error:
-            fail(str(error), error.exit_code)
-        except click.ClickException as error:
-            fail(f"{error.format_message()} (see {prog_name or self.name} --help)", EXIT_MISTAKE)
-        except (KeyboardInterrupt, click.Abort):
-            fail("interrupted", EXIT_INTERRUPTED)
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                sys.exit(EXIT_FAILURE)
-            where = f": {error.filename}" if error.filename else ""
-            fail(f"{error.strerror or error}{where}", EXIT_MISTAKE)
-        sys.exit(code if isinstance(code, int) else 0)
+        leave(lambda: super(Command, self).main(args, prog_name, **extra), prog_name or self.name)
+
+
+class Group(click.Group):
+    """A command with commands below it, which end as `Command` does: each callback returns None or an exit code."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """As click's group; without a command it says that one is missing, rather than print its help."""
+        super().__init__(*args, **{"no_args_is_help": False} | options)
+
+    def main(  # type: ignore[override]  # as above
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run the chosen command and leave the process with its exit code."""
+        extra["standalone_mode"] = False
+        leave(lambda: super(Group, self).main(args, prog_name, **extra), prog_name or self.name)
+
+
+def leave(run: Callable[[], Any], name: str | None) -> NoReturn:
+    """Leave the process with the exit code of `run`, or with one `error:` line and the code of its mistake."""
+    try:
+        code = run()
+    except PmdError as error:
+        fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        fail(f"{error.format_message()} (see {context.command_path if context else name} --help)", EXIT_MISTAKE)
+    except (KeyboardInterrupt, click.Abort):
+        fail("interrupted", EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            sys.exit(EXIT_FAILURE)
+        where = f": {error.filename}" if error.filename else ""
+        fail(f"{error.strerror or error}{where}", EXIT_MISTAKE)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def emit(result: dict[str, Any]) -> None:

@@ -68,6 +68,7 @@ def check_manifest(manifest: Manifest, what: str) -> None:
             raise BundleError(f"{what}: {key!r} must be at least {least}, found {manifest[key]}")
     _check_vectors(manifest["vectors"], what)
     _check_rerank(manifest["rerank"], what)
+    _check_changes(manifest.get("changes", {}), what)
     _check_files(manifest["files"], what)
     templates_of(manifest, what)
 
@@ -110,6 +111,14 @@ def _check_rerank(rerank: dict[str, Any] | None, what: str) -> None:
         raise BundleError(f"{what}: rerank.hops must be a whole number from 1, found {rerank.get('hops')!r}")
     if not _is_a(rerank.get("weight"), (int, float)):
         raise BundleError(f"{what}: rerank.weight must be a number, found {rerank.get('weight')!r}")
+
+
+def _check_changes(changes: object, what: str) -> None:
+    """`changes` is optional: how many entities were added and removed since the export."""
+    if not isinstance(changes, dict) or not all(_is_a(changes.get(key, 0), (int,)) for key in ("added", "removed")):
+        raise BundleError(
+            f"{what}: changes must hold the numbers 'added' and 'removed', found {str(changes)[:60]!r}"
+        )
 
 
 def _check_files(files: dict[str, Any], what: str) -> None:

@@ -5,8 +5,9 @@ Every rank in this project, in training, in serving and in the benchmarks, comes
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,11 @@ Metrics: TypeAlias = dict[str, Any]
 ScoreQueries: TypeAlias = Callable[[IntArray, IntArray], FloatArray]
 """Scores of directed queries against every entity: heads (Q,), relations (Q,) -> (Q, E)."""
 
+RankKind: TypeAlias = Literal["optimistic", "realistic", "pessimistic"]
+
+TIE_SHARE: dict[RankKind, float] = {"optimistic": 0.0, "realistic": 0.5, "pessimistic": 1.0}
+"""Share of the equals that a gold entity is put behind."""
+COUNTS = ("above", "level", "known_above", "known_level", "known")
 HITS = (1, 3, 10)
 QUERY_BLOCK = 512  # 512 x 40,943 float32 scores are 84 MB; the block never changes a rank
 
@@ -29,64 +35,100 @@ class RankingError(PmdError):
     exit_code = 1
 
 
-def filtered_ranks(
-    scores: FloatArray, row: IntArray, gold: IntArray, known: tuple[IntArray, IntArray]
-) -> FloatArray:
-    """Filtered realistic rank of each gold entity: 1-based, equal scores share the middle.
+@dataclass(frozen=True)
+class Ranks:
+    """How many entities stand above and level with the gold one, for N directed triples; all int64 (N,).
 
-    scores: (Q, E). row, gold: (N,), the query and the answer of each triple. known: query index and entity of
-    every known answer, which never stand in a gold entity's way. Returns float64 (N,).
+    above, level: over all other entities. known_above, known_level, known: over the other known answers of the
+    query, which the filtered rank leaves out. Every kind of rank follows from these counts.
+    """
 
-    The known answers are subtracted from the counts rather than written into the scores, so that several gold
-    answers of a query share its row. Ties take the mean of the optimistic and the pessimistic rank
-    (Berrendorf et al., arXiv 2002.06914): quantised scores tie often.
+    above: IntArray
+    level: IntArray
+    known_above: IntArray
+    known_level: IntArray
+    known: IntArray
+    num_entities: int
+
+    def rank(self, kind: RankKind = "realistic", *, filtered: bool = True) -> FloatArray:
+        """1-based ranks, float64 (N,), by tie rule.
+
+        optimistic: ahead of all equals; pessimistic: behind them; realistic: their mean (Berrendorf et al.,
+        arXiv 2002.06914), the rule of every figure here, since quantised scores tie often.
+        """
+        above = self.above - self.known_above if filtered else self.above
+        level = self.level - self.known_level if filtered else self.level
+        return 1.0 + above + level * TIE_SHARE[kind]
+
+    def candidates(self, *, filtered: bool = True) -> IntArray:
+        """How many entities were ranked, the gold one among them, int64 (N,)."""
+        return self.num_entities - (self.known if filtered else np.zeros_like(self.known))
+
+    def take(self, index: IntArray) -> Ranks:
+        """The ranks of some of the triples."""
+        counts = (self.above, self.level, self.known_above, self.known_level, self.known)
+        return Ranks(*(count[index] for count in counts), num_entities=self.num_entities)
+
+
+def count_ranks(scores: FloatArray, row: IntArray, gold: IntArray, known: tuple[IntArray, IntArray]) -> Ranks:
+    """Where each gold entity stands among the scores of its query.
+
+    scores: (Q, E). row, gold: (N,), the query and the answer of each triple. known: query index (rising) and
+    entity of every known answer, gold ones included. The known answers are counted rather than written into the
+    scores, so that several gold answers of a query share its row. Raises RankingError if a score is not finite.
     """
     if not np.isfinite(scores).all():
         raise RankingError("the model gave scores that are NaN or infinite; they cannot be ranked")
-    own = scores[row, gold]
-    better, tied = np.empty(len(row)), np.empty(len(row))
-    order = np.argsort(row, kind="stable")
-    for index in np.array_split(order, max(1, len(order) // 256)):
-        block = scores[row[index]]
-        better[index] = (block > own[index, None]).sum(axis=1)
-        tied[index] = (block == own[index, None]).sum(axis=1) - 1
-    known_better, known_tied = _known_counts(scores, row, gold, known)
-    return 1.0 + (better - known_better) + (tied - known_tied) / 2
+    above, level = np.empty((2, len(row)), np.int64)
+    for place, (query, entity) in enumerate(zip(row, gold, strict=True)):  # a row fits the cache; a block would not
+        own = scores[query, entity]
+        above[place] = np.count_nonzero(scores[query] > own)
+        level[place] = np.count_nonzero(scores[query] == own) - 1
+    return Ranks(above, level, *_known_counts(scores, row, gold, known), num_entities=scores.shape[1])
 
 
 def _known_counts(
     scores: FloatArray, row: IntArray, gold: IntArray, known: tuple[IntArray, IntArray]
-) -> tuple[IntArray, IntArray]:
-    """How many other known answers of each triple's query score above, and equal to, its gold. (N,), (N,)."""
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Other known answers of each triple's query: above its gold, level with it, and in all. int64 (N,) each."""
     query, entity = known
-    start = np.searchsorted(query, np.arange(len(scores) + 1))  # `query` rises: KnownAnswers.pairs makes it so
+    start = np.searchsorted(query, np.arange(len(scores) + 1))
     count = np.diff(start)[row]
     triple = np.repeat(np.arange(len(row)), count)
     place = np.repeat(start[row], count) + np.arange(len(triple)) - np.repeat(np.cumsum(count) - count, count)
     other = entity[place] != gold[triple]
     score, own = scores[query[place], entity[place]], scores[row, gold][triple]
-    better = np.bincount(triple[(score > own) & other], minlength=len(row))
-    tied = np.bincount(triple[(score == own) & other], minlength=len(row))
-    return better, tied
+
+    def counted(which: NDArray[np.bool_]) -> IntArray:
+        return np.bincount(triple[which & other], minlength=len(row))
+
+    return counted(score > own), counted(score == own), counted(np.ones_like(other))
 
 
-def ranks_of(
+def rank_triples(
     score_queries: ScoreQueries, triples: IntArray, known: KnownAnswers, *, block: int = QUERY_BLOCK
-) -> FloatArray:
-    """Filtered ranks of a split, float64 (2N,): first every tail, then every head (by the inverse relation).
+) -> Ranks:
+    """Ranks of (N, 3) triples in both directions, 2N in all: every tail, then every head by the inverse relation.
 
     Each distinct directed query is scored once, `block` queries at a time.
     """
     wanted = directed(triples, known.num_relations)
     keys, row = np.unique(wanted[:, 1] * known.num_entities + wanted[:, 0], return_inverse=True)
-    ranks = np.empty(len(wanted))
+    order = np.argsort(row, kind="stable")
+    parts = []
     for first in range(0, len(keys), block):
         heads = keys[first : first + block] % known.num_entities
         relations = keys[first : first + block] // known.num_entities
+        mine = order[slice(*np.searchsorted(row[order], [first, first + block]))]
         scores = score_queries(heads, relations)
-        mine = np.flatnonzero((row >= first) & (row < first + block))
-        ranks[mine] = filtered_ranks(scores, row[mine] - first, wanted[mine, 2], known.pairs(heads, relations))
-    return ranks
+        parts.append(count_ranks(scores, row[mine] - first, wanted[mine, 2], known.pairs(heads, relations)))
+    return _joined(parts, known.num_entities).take(np.argsort(order, kind="stable"))
+
+
+def _joined(parts: Sequence[Ranks], num_entities: int) -> Ranks:
+    empty = np.zeros(0, np.int64)
+    columns = ([getattr(part, name) for part in parts] for name in COUNTS)
+    return Ranks(*(np.concatenate([empty, *column]) for column in columns), num_entities=num_entities)
 
 
 def summarise(ranks: FloatArray) -> Metrics:
@@ -101,6 +143,6 @@ def evaluate(
     score_queries: ScoreQueries, triples: IntArray, known: KnownAnswers, *, block: int = QUERY_BLOCK
 ) -> Metrics:
     """Filtered metrics of a split, (N, 3) triples: over both directions, and `head` and `tail` apart."""
-    ranks = ranks_of(score_queries, triples, known, block=block)
+    ranks = rank_triples(score_queries, triples, known, block=block).rank()
     tail, head = np.split(ranks, 2)
     return {**summarise(ranks), "head": summarise(head), "tail": summarise(tail)}

@@ -185,7 +185,7 @@ class Scorer:
         state = self._snapshot
         questions, tails = [], []
         for triple in triples:
-            if isinstance(triple, str) or len(triple) != 3:
+            if isinstance(triple, str) or not hasattr(triple, "__len__") or len(triple) != 3:
                 raise QueryError(f"a triple is (head, relation, tail), got {str(triple)[:60]!r}")
             head, relation, tail = triple
             questions.append(state.question(head, relation, inverse=False, is_text=False))
@@ -297,12 +297,12 @@ class Scorer:
             (heads, len(state.entities.ids), "head"),
             (relations, 2 * len(state.relations.ids), "directed relation"),
         ):
+            if len(indices) and indices.dtype.kind not in "iu":
+                raise QueryError(f"{kind} indices must be whole numbers, got {indices.dtype}")
             if len(indices) and not (indices.min() >= 0 and indices.max() < limit):
                 raise QueryError(f"a {kind} index is out of range, expected 0 to {limit - 1}")
-        questions = [
-            state.indexed(int(head), int(relation)) for head, relation in zip(heads, relations, strict=True)
-        ]
-        return state.tables.vectors.scores(self._encoder([question.text for question in questions]))
+        vectors = self._encoder(state.texts.queries(heads.astype(np.int64), relations.astype(np.int64)))
+        return state.tables.vectors.scores(vectors)
 
     def _encode_entity(self, row: EntityRow) -> FloatArray:
         with self._change:  # opened on first use: most edge devices never add an entity
@@ -345,6 +345,9 @@ def _best(state: Snapshot, question: Question, scores: FloatArray, k: int, exclu
 
 def _paired(keys: str | Sequence[str], relations: str | Sequence[str]) -> list[tuple[str, str]]:
     """Each entity with its relation; a single one of either serves all of the other."""
+    for given in (keys, relations):
+        if not hasattr(given, "__len__"):
+            raise QueryError(f"give ids, names or texts, one or a list of them; got {type(given).__name__}")
     if isinstance(keys, str):
         keys = [keys] * (1 if isinstance(relations, str) else len(relations))
     if isinstance(relations, str):

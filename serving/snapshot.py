@@ -114,10 +114,6 @@ class Snapshot:
             return Question(self.texts.query(head, directed), head, directed)
         return Question((self.texts.wording(checked_text(key)), self.texts.relation(directed)), None, directed)
 
-    def indexed(self, head: int, relation: int) -> Question:
-        """The directed query of an entity's index and a directed relation's index, both in range."""
-        return Question(self.texts.query(head, relation), head, relation)
-
 
 def checked_text(text: str) -> str:
     """`text` itself. Raises QueryError if there is nothing in it, or half a character."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -79,15 +80,21 @@ class TextBuilder:
 
     def entity(self, index: int) -> str:
         """The text of an entity, as the entity tower reads it."""
-        return self._wording(index, hidden=np.zeros(0, np.int32))
+        return self._wording(index, 0, 0)
 
     def query(self, head: int, relation: int) -> tuple[str, str]:
         """The text pair of a directed query: (head text, relation text)."""
-        hidden = np.zeros(0, np.int32)
-        if self._wants_neighbours(self.descriptions[head]):
-            start, end = (int(bound[0]) for bound in self.known.spans(np.array([head]), np.array([relation])))
-            hidden = self.known.answers[start:end][self.known.splits[start:end] == TRAIN]
-        return self._wording(head, hidden), self.relation(relation)
+        return self.queries(np.array([head]), np.array([relation]))[0]
+
+    def queries(self, heads: IntArray, relations: IntArray) -> list[tuple[str, str]]:
+        """The text pairs of many directed queries, (Q,), (Q,)."""
+        starts, ends = self.known.spans(heads, relations)
+        return [
+            (self._wording(head, start, end), self.relation(relation))
+            for head, relation, start, end in zip(
+                heads.tolist(), relations.tolist(), starts.tolist(), ends.tolist(), strict=True
+            )
+        ]
 
     def relation(self, relation: int) -> str:
         """The text of a directed relation; those from R on are inverses."""
@@ -103,12 +110,15 @@ class TextBuilder:
     def _wants_neighbours(self, description: str) -> bool:
         return self.templates.neighbours > 0 and is_short(description, self.templates.short_description_words)
 
-    def _wording(self, index: int, hidden: IntArray) -> str:
+    def _wording(self, index: int, start: int, end: int) -> str:
+        """An entity's text without the training answers among `known.answers[start:end]`."""
         description = self.descriptions[index]
         if self._wants_neighbours(description):
-            near = self.graph.neighbours(index)
-            near = near[~np.isin(near, hidden)][: self.templates.neighbours]
-            description = " ".join([description, *(self.names[other] for other in near)]).strip()
+            answers, splits = self.known.answers[start:end].tolist(), self.known.splits[start:end].tolist()
+            hidden = {answer for answer, split in zip(answers, splits, strict=True) if split == TRAIN}
+            shown = (other for other in self.graph.neighbours(index).tolist() if other not in hidden)
+            names = [self.names[other] for other in islice(shown, self.templates.neighbours)]
+            description = " ".join([description, *names]).strip()
         return _joined(self.templates, self.names[index], description)
 
 

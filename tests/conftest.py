@@ -12,7 +12,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from pmd.serving import Scorer
 
-settings.register_profile("seeded", deadline=None, derandomize=True)
+settings.register_profile("seeded", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("seeded")
 
 

@@ -259,6 +259,8 @@ def set_to(*path_and_value):
         (set_to("vectors", "dtype", "float32"), "entity vectors are int8, expected float32"),
         (set_to("rerank", {"hops": 0, "weight": 0.1}), "rerank.hops"),
         (set_to("rerank", {"hops": 1, "weight": "much"}), "rerank.weight"),
+        (set_to("changes", [1, 2]), "changes must hold the numbers"),
+        (set_to("changes", {"added": "one"}), "changes must hold the numbers"),
         (set_to("templates", "inverse", "{nobody}"), "template inverse has unknown field 'nobody'"),
         (set_to("templates", "colour", "red"), "unknown text template 'colour'"),
         (set_to("templates", "neighbours", "ten"), "text template 'neighbours' must be a whole number"),
@@ -324,7 +326,7 @@ def test_text_tables_that_do_not_fit(folder, name, data, message):
 
 def npz(**arrays: np.ndarray) -> bytes:
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    np.savez(file, allow_pickle=True, **arrays)
     return file.getvalue()
 
 
@@ -354,7 +356,8 @@ def with_value(index: int, value: int):
         (KNOWN, "answers", with_value(0, 12), "entity in the known answers is out of range"),
         (KNOWN, "answers", with_value(0, -1), "entity in the known answers is out of range"),
         (KNOWN, "answers", lambda a: np.sort(a)[::-1].copy(), "entities of a row of the known answers do not rise"),
-        (KNOWN, "answers", lambda a: a[:-1], "splits of the known answers are uint8 of shape"),
+        (KNOWN, "answers", lambda a: a[:-1], "offsets of the known answers do not rise"),
+        (KNOWN, "splits", lambda a: a[:-1], "splits of the known answers are uint8 of shape"),
         (KNOWN, "answers", lambda a: a[None], "values of the known answers are int32 of shape"),
         (KNOWN, "splits", with_value(0, 3), "a split of the known answers is not one of 0 to 2"),
         (GRAPH, "offsets", with_value(-1, 0), "offsets of the neighbour graph do not rise"),
@@ -369,7 +372,7 @@ def with_value(index: int, value: int):
             GRAPH,
             "targets",
             lambda a: a.astype(np.float32),
-            "not a C-ordered|values of the neighbour graph are float32",
+            "values of the neighbour graph are float32",
         ),
         (GRAPH, "targets", lambda a: a.astype(object), "not a C-ordered array of plain numbers"),
     ],
@@ -379,7 +382,7 @@ def test_index_tables_that_do_not_fit(folder, name, key, change, message):
     arrays[key] = change(arrays[key])
     (folder / name).write_bytes(npz(**arrays))
     reseal(folder)
-    assert any(piece in refusal(folder) for piece in message.split("|"))
+    assert message in refusal(folder)
 
 
 def test_an_npz_with_an_array_too_few_or_compressed(folder):

@@ -16,7 +16,7 @@ from pmd.serving.extras import require
 from pmd.serving.ranking import RankingError
 
 
-def run(callback, *args: str) -> int:
+def run(callback, *args: str) -> str | int | None:
     command = Command("try", callback=callback, context_settings=HELP, params=[click.Option(["--n"], type=int)])
     with pytest.raises(SystemExit) as leaving:
         command.main(list(args), "try")

@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pmd.serving.known import KnownAnswers
-from pmd.serving.ranking import RankingError, evaluate, filtered_ranks, ranks_of, summarise
+from pmd.serving.ranking import RankingError, count_ranks, evaluate, rank_triples, summarise
 
 E, R = 5, 1
 TRIPLE = st.tuples(st.integers(0, E - 1), st.integers(0, R - 1), st.integers(0, E - 1))
 FEW_VALUES = st.sampled_from([-1.0, 0.0, 0.25, 0.5])  # few values, so that most ranks are ties
 
 
-def brute_rank(scores: np.ndarray, gold: int, known: set[int]) -> float:
+def brute_rank(scores: np.ndarray, gold: int, known: set[int], kind: str = "realistic") -> float:
     """The definition: mean of the best and the worst place among the entities that are not other known answers."""
     rivals = [scores[e] for e in range(len(scores)) if e != gold and e not in known]
     best = 1 + sum(score > scores[gold] for score in rivals)
     worst = 1 + sum(score >= scores[gold] for score in rivals)
-    return (best + worst) / 2
+    return {"optimistic": best, "realistic": (best + worst) / 2, "pessimistic": worst}[kind]
 
 
 def table_scores(table: np.ndarray):
@@ -39,7 +39,7 @@ def test_hand_computed_filtered_rank_with_ties():
     row, gold = np.array([0]), np.array([2])
 
     def rank(*known: int) -> float:
-        return filtered_ranks(scores, row, gold, (np.zeros(len(known), np.int64), np.array(known, np.int64)))[0]
+        return count_ranks(scores, row, gold, (np.zeros(len(known), np.int64), np.array(known, np.int64))).rank()[0]
 
     assert rank() == 3.0
     assert rank(2) == 3.0  # the gold answer is always known; it must not be taken from its own ties
@@ -91,19 +91,29 @@ def test_ranks_equal_the_definition_for_every_block_size(test, train, table, blo
     rows = np.array(train, dtype=np.int64).reshape(-1, 3)
     known = KnownAnswers.from_triples(E, R, rows, rows[:0], np.array(test))
     facts = {*train, *test}
-    expected = [brute_rank(table[h, r], t, {x for a, b, x in facts if (a, b) == (h, r)}) for h, r, t in test]
-    expected += [brute_rank(table[t, r + R], h, {x for x, b, y in facts if (b, y) == (r, t)}) for h, r, t in test]
-    ranks = ranks_of(table_scores(table), np.array(test), known, block=block)
-    np.testing.assert_array_equal(ranks, expected)
+    ranks = rank_triples(table_scores(table), np.array(test), known, block=block)
+    for kind in ("optimistic", "realistic", "pessimistic"):
+        for filtered, filter_facts in ((True, facts), (False, set())):
+            expected = [
+                brute_rank(table[h, r], t, {x for a, b, x in filter_facts if (a, b) == (h, r)}, kind)
+                for h, r, t in test
+            ] + [
+                brute_rank(table[t, r + R], h, {x for x, b, y in filter_facts if (b, y) == (r, t)}, kind)
+                for h, r, t in test
+            ]
+            np.testing.assert_array_equal(ranks.rank(kind, filtered=filtered), expected)
+    others = [len({x for a, b, x in facts if (a, b) == (h, r)} - {t}) for h, r, t in test]
+    np.testing.assert_array_equal(ranks.candidates()[: len(test)], E - np.array(others))
+    np.testing.assert_array_equal(ranks.candidates(filtered=False), E)
 
 
 @given(hnp.arrays(np.float32, (1, 7), elements=FEW_VALUES), st.permutations(range(7)))
 def test_ranks_do_not_depend_on_the_order_of_entities(scores, order):
     nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    ranks = [filtered_ranks(scores, np.array([0]), np.array([gold]), nothing)[0] for gold in range(7)]
+    ranks = [count_ranks(scores, np.array([0]), np.array([gold]), nothing).rank()[0] for gold in range(7)]
     shuffled = scores[:, order]
     again = [
-        filtered_ranks(shuffled, np.array([0]), np.array([order.index(gold)]), nothing)[0] for gold in range(7)
+        count_ranks(shuffled, np.array([0]), np.array([order.index(gold)]), nothing).rank()[0] for gold in range(7)
     ]
     assert ranks == again
 
@@ -112,7 +122,7 @@ def test_ranks_do_not_depend_on_the_order_of_entities(scores, order):
 def test_scores_that_are_not_finite_are_refused(bad):
     scores = np.array([[0.1, bad, 0.2]], np.float32)
     with pytest.raises(RankingError, match="NaN or infinite"):
-        filtered_ranks(scores, np.array([0]), np.array([0]), (np.zeros(0, np.int64), np.zeros(0, np.int64)))
+        count_ranks(scores, np.array([0]), np.array([0]), (np.zeros(0, np.int64), np.zeros(0, np.int64)))
 
 
 def test_each_query_is_scored_once():
@@ -123,7 +133,7 @@ def test_each_query_is_scored_once():
         return np.zeros((len(heads), E), np.float32)
 
     test = np.array([[0, 0, 1], [0, 0, 2], [0, 0, 3]])
-    ranks_of(scores, test, KnownAnswers.from_triples(E, R, test), block=2)
+    rank_triples(scores, test, KnownAnswers.from_triples(E, R, test), block=2)
     assert sorted(asked) == [(0, 0), (1, 1), (2, 1), (3, 1)]
 
 

@@ -68,6 +68,26 @@ def test_exactness_holds_at_other_widths(width):
         np.testing.assert_array_equal(shuffled.scores(queries[:, order]), table.scores(queries, chunk=5))
 
 
+@pytest.mark.parametrize("width", [16, 384, 1024])
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 16, 40])
+def test_no_product_is_large_enough_for_the_threads_of_the_blas(monkeypatch, count, width):
+    """A BLAS that shares out a product ignores the threads the user asked for; see the module's docstring."""
+    sizes = []
+    matmul = np.matmul
+
+    def recorded(left, right):
+        rows, inner, columns = left.shape[-2], left.shape[-1], right.shape[-1]
+        sizes.append((rows, rows * inner * columns))
+        return matmul(left, right)
+
+    rng = np.random.default_rng(10)
+    table, queries = VectorTable(unit(rng, 1500, width)), unit(rng, count, width)
+    monkeypatch.setattr(np, "matmul", recorded)
+    table.scores(queries)
+    assert len(sizes) == 2  # 1024 rows and the rest
+    assert all(size < 9216 if rows == 1 else size <= 262144 for rows, size in sizes)
+
+
 def test_equal_vectors_tie_wherever_they_stand(queries):
     vectors = unit(np.random.default_rng(6), E, D)
     vectors[[5, 20, 36]] = vectors[0]
