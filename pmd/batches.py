@@ -74,7 +74,7 @@ def tokenise(graph: KnowledgeGraph, tokenizer: TextTokenizer, templates: Templat
     return TrainingTexts(
         graph=graph,
         known=known,
-        queries=tokenizer([texts.query(int(head), int(relation)) for head, relation in known.queries()]),
+        queries=tokenizer(texts.queries(*known.queries().T)),
         entities=tokenizer([texts.entity(index) for index in range(graph.num_entities)]),
         tokenizer=tokenizer,
         templates=templates,

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from pmd.batches import TrainingTexts
 from pmd.model import BiEncoder, encode_table
-from pmd.serving.known import IntArray, KnownAnswers
+from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
 from pmd.serving.neighbours import reranked
 from pmd.serving.ranking import FloatArray, Metrics, ScoreQueries, evaluate
+from pmd.serving.vectors import VectorTable
 
 
 def model_scores(model: BiEncoder, texts: TrainingTexts) -> ScoreQueries:
     """Cosines of directed queries against every entity, float32 (Q, E), by the torch model."""
-    entities = encode_table(model, "entity", texts.entities).cpu().numpy()
+    entities = VectorTable(encode_table(model, "entity", texts.entities).cpu().numpy())
     builder = texts.graph.texts(texts.templates)
 
     def scores(heads: IntArray, relations: IntArray) -> FloatArray:
-        table = texts.tokenizer([builder.query(int(h), int(r)) for h, r in zip(heads, relations, strict=True)])
-        return np.asarray(encode_table(model, "query", table).cpu().numpy() @ entities.T)
+        table = texts.tokenizer(builder.queries(heads, relations))
+        return entities.scores(encode_table(model, "query", table).cpu().numpy())
 
     return scores
 
@@ -31,7 +30,7 @@ def evaluate_model(
     rerank: tuple[int, float] | None = None,
 ) -> tuple[Metrics | None, Metrics | None]:
     """Metrics of a split, plain and re-ranked by (hops, weight); None for an empty split or no re-ranking."""
-    triples = texts.graph.split(split)
+    triples = known.triples(SPLIT_NAMES.index(split))  # as a bundle ranks them: no triple twice, none of two splits
     if not len(triples):
         return None, None
     scores = model_scores(model, texts)

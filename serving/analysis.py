@@ -190,7 +190,7 @@ def paired_test(ours: Ranks, theirs: Ranks, *, seed: int = 0, samples: int = SAM
 
 def _both_sides(values: FloatArray) -> FloatArray:
     """Mean of a triple's two sides, (2N,) -> (N,): they are not independent, so they are drawn together."""
-    return values.reshape(2, -1).mean(axis=0)
+    return np.asarray(values.reshape(2, -1).mean(axis=0))
 
 
 def _resampled_means(per_triple: FloatArray, seed: int, samples: int) -> Iterator[FloatArray]:

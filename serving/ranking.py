@@ -5,7 +5,7 @@ Every rank in this project, in training, in serving and in the benchmarks, comes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -24,7 +24,6 @@ RankKind: TypeAlias = Literal["optimistic", "realistic", "pessimistic"]
 
 TIE_SHARE: dict[RankKind, float] = {"optimistic": 0.0, "realistic": 0.5, "pessimistic": 1.0}
 """Share of the equals that a gold entity is put behind."""
-COUNTS = ("above", "level", "known_above", "known_level", "known")
 HITS = (1, 3, 10)
 QUERY_BLOCK = 512  # 512 x 40,943 float32 scores are 84 MB; the block never changes a rank
 
@@ -37,17 +36,14 @@ class RankingError(PmdError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """How many entities stand above and level with the gold one, for N directed triples; all int64 (N,).
+    """How many entities stand above and level with the gold one, for N directed triples.
 
-    above, level: over all other entities. known_above, known_level, known: over the other known answers of the
-    query, which the filtered rank leaves out. Every kind of rank follows from these counts.
+    counts: int64 (5, N), with rows above and level, over all other entities, and known_above, known_level and
+    known, over the other known answers of the query, which the filtered rank leaves out. Every kind of rank
+    follows from these counts. num_entities: E.
     """
 
-    above: IntArray
-    level: IntArray
-    known_above: IntArray
-    known_level: IntArray
-    known: IntArray
+    counts: IntArray
     num_entities: int
 
     def rank(self, kind: RankKind = "realistic", *, filtered: bool = True) -> FloatArray:
@@ -56,18 +52,18 @@ class Ranks:
         optimistic: ahead of all equals; pessimistic: behind them; realistic: their mean (Berrendorf et al.,
         arXiv 2002.06914), the rule of every figure here, since quantised scores tie often.
         """
-        above = self.above - self.known_above if filtered else self.above
-        level = self.level - self.known_level if filtered else self.level
-        return 1.0 + above + level * TIE_SHARE[kind]
+        above, level, known_above, known_level, _ = self.counts
+        if filtered:
+            above, level = above - known_above, level - known_level
+        return np.asarray(1.0 + above + level * TIE_SHARE[kind])
 
     def candidates(self, *, filtered: bool = True) -> IntArray:
         """How many entities were ranked, the gold one among them, int64 (N,)."""
-        return self.num_entities - (self.known if filtered else np.zeros_like(self.known))
+        return np.asarray(self.num_entities - self.counts[4] * filtered)
 
     def take(self, index: IntArray) -> Ranks:
         """The ranks of some of the triples."""
-        counts = (self.above, self.level, self.known_above, self.known_level, self.known)
-        return Ranks(*(count[index] for count in counts), num_entities=self.num_entities)
+        return Ranks(self.counts[:, index], self.num_entities)
 
 
 def count_ranks(scores: FloatArray, row: IntArray, gold: IntArray, known: tuple[IntArray, IntArray]) -> Ranks:
@@ -84,7 +80,7 @@ def count_ranks(scores: FloatArray, row: IntArray, gold: IntArray, known: tuple[
         own = scores[query, entity]
         above[place] = np.count_nonzero(scores[query] > own)
         level[place] = np.count_nonzero(scores[query] == own) - 1
-    return Ranks(above, level, *_known_counts(scores, row, gold, known), num_entities=scores.shape[1])
+    return Ranks(np.stack([above, level, *_known_counts(scores, row, gold, known)]), scores.shape[1])
 
 
 def _known_counts(
@@ -122,13 +118,8 @@ def rank_triples(
         mine = order[slice(*np.searchsorted(row[order], [first, first + block]))]
         scores = score_queries(heads, relations)
         parts.append(count_ranks(scores, row[mine] - first, wanted[mine, 2], known.pairs(heads, relations)))
-    return _joined(parts, known.num_entities).take(np.argsort(order, kind="stable"))
-
-
-def _joined(parts: Sequence[Ranks], num_entities: int) -> Ranks:
-    empty = np.zeros(0, np.int64)
-    columns = ([getattr(part, name) for part in parts] for name in COUNTS)
-    return Ranks(*(np.concatenate([empty, *column]) for column in columns), num_entities=num_entities)
+    counts = np.concatenate([np.zeros((5, 0), np.int64), *(part.counts for part in parts)], axis=1)
+    return Ranks(counts, known.num_entities).take(np.argsort(order, kind="stable"))
 
 
 def summarise(ranks: FloatArray) -> Metrics:

@@ -20,7 +20,7 @@ def known():
 def ranks(values):
     values = np.array(values)
     zero = np.zeros_like(values)
-    return Ranks(values - 1, zero, zero, zero, zero, num_entities=101)
+    return Ranks(np.stack([values - 1, zero, zero, zero, zero]), num_entities=101)
 
 
 def test_amri_is_one_for_perfect_ranks_and_zero_for_chance():
