@@ -24,6 +24,8 @@ RankKind: TypeAlias = Literal["optimistic", "realistic", "pessimistic"]
 
 TIE_SHARE: dict[RankKind, float] = {"optimistic": 0.0, "realistic": 0.5, "pessimistic": 1.0}
 """Share of the equals that a gold entity is put behind."""
+COUNTS = ("above", "level", "known_above", "known_level", "known")
+"""The rows of `Ranks.counts`."""
 HITS = (1, 3, 10)
 QUERY_BLOCK = 512  # 512 x 40,943 float32 scores are 84 MB; the block never changes a rank
 

@@ -41,6 +41,15 @@ class Prediction(NamedTuple):
     score: float
 
 
+class _How(NamedTuple):
+    """How a question is meant."""
+
+    inverse: bool
+    is_text: bool
+    exclude_known: bool
+    reranked: bool
+
+
 class Scorer:
     """Answers link-prediction questions from a bundle; safe to share between threads.
 
@@ -117,7 +126,14 @@ class Scorer:
 
     @overload  # a str is a Sequence[str] to the type checker; the first overload that fits is taken
     def top_tails(  # type: ignore[overload-overlap]
-        self, head: str, relation: str, k: int = ..., *, head_is_text: bool = ..., exclude_known: bool = ...
+        self,
+        head: str,
+        relation: str,
+        k: int = ...,
+        *,
+        head_is_text: bool = ...,
+        exclude_known: bool = ...,
+        reranked: bool = ...,
     ) -> list[Prediction]: ...
 
     @overload
@@ -129,6 +145,7 @@ class Scorer:
         *,
         head_is_text: bool = ...,
         exclude_known: bool = ...,
+        reranked: bool = ...,
     ) -> list[list[Prediction]]: ...
 
     def top_tails(
@@ -139,19 +156,29 @@ class Scorer:
         *,
         head_is_text: bool = False,
         exclude_known: bool = True,
+        reranked: bool = False,
     ) -> list[Prediction] | list[list[Prediction]]:
         """The k best tails of (head, relation, ?), best first; equal scores in the order of the entities.
 
         A list of heads gives a list of answers; one relation then serves all, or each head has its own.
         head_is_text: the head is the text of an entity that the graph does not hold. exclude_known: leave out
-        tails that the graph already has for this question. Fewer than k come back where fewer are left.
+        tails that the graph already has for this question. reranked: add the manifest's weight to entities within
+        its number of hops from the head (a text has no neighbours). Fewer than k come back where fewer are left.
         Raises UnknownEntity, UnknownRelation, QueryError; RankingError if the model gives no finite scores.
         """
-        return self._top(head, relation, k, inverse=False, is_text=head_is_text, exclude_known=exclude_known)
+        how = _How(inverse=False, is_text=head_is_text, exclude_known=exclude_known, reranked=reranked)
+        return self._top(head, relation, k, how)
 
     @overload
     def top_heads(  # type: ignore[overload-overlap]
-        self, relation: str, tail: str, k: int = ..., *, tail_is_text: bool = ..., exclude_known: bool = ...
+        self,
+        relation: str,
+        tail: str,
+        k: int = ...,
+        *,
+        tail_is_text: bool = ...,
+        exclude_known: bool = ...,
+        reranked: bool = ...,
     ) -> list[Prediction]: ...
 
     @overload
@@ -163,6 +190,7 @@ class Scorer:
         *,
         tail_is_text: bool = ...,
         exclude_known: bool = ...,
+        reranked: bool = ...,
     ) -> list[list[Prediction]]: ...
 
     def top_heads(
@@ -173,9 +201,11 @@ class Scorer:
         *,
         tail_is_text: bool = False,
         exclude_known: bool = True,
+        reranked: bool = False,
     ) -> list[Prediction] | list[list[Prediction]]:
         """The k best heads of (?, relation, tail), best first; everything else as `top_tails`."""
-        return self._top(tail, relation, k, inverse=True, is_text=tail_is_text, exclude_known=exclude_known)
+        how = _How(inverse=True, is_text=tail_is_text, exclude_known=exclude_known, reranked=reranked)
+        return self._top(tail, relation, k, how)
 
     def score(self, triples: Triples) -> FloatArray:
         """Score of each (head, relation, tail), float32 (N,): what `top_tails` gives that tail, bit for bit.
@@ -207,15 +237,19 @@ class Scorer:
         reranked: with the neighbour re-ranking that the manifest describes. Raises QueryError for an unknown
         split or a bundle without re-ranking, RankingError for an empty split.
         """
-        state, settings = self._snapshot, self.bundle.manifest["rerank"]
+        score, state = self.split_scores(split, reranked=reranked), self._snapshot
+        return evaluate(score, state.tables.known.triples(SPLIT_NAMES.index(split)), state.tables.known)
+
+    def split_scores(self, split: str, *, reranked: bool = False) -> ScoreQueries:
+        """The scores that `evaluate` ranks, of the graph as it stands now. Raises QueryError as `evaluate`."""
         if split not in SPLIT_NAMES:
             raise QueryError(f"no split {split!r}; a bundle has {', '.join(SPLIT_NAMES)}")
-        if reranked and settings is None:
-            raise QueryError(f"{self.bundle.path} has no re-ranking settings; evaluate without reranked")
+        state = self._snapshot
         score: ScoreQueries = partial(self._scores, state)
-        if reranked:
-            score = with_neighbours(score, state.tables.graph, hops=settings["hops"], weight=settings["weight"])
-        return evaluate(score, state.tables.known.triples(SPLIT_NAMES.index(split)), state.tables.known)
+        if not reranked:
+            return score
+        hops, weight = self._rerank_settings()
+        return with_neighbours(score, state.tables.graph, hops=hops, weight=weight)
 
     # ---- changes --------------------------------------------------------------------------------------------
 
@@ -265,18 +299,12 @@ class Scorer:
     # ---- inside ---------------------------------------------------------------------------------------------
 
     def _top(
-        self,
-        keys: str | Sequence[str],
-        relations: str | Sequence[str],
-        k: int,
-        *,
-        inverse: bool,
-        is_text: bool,
-        exclude_known: bool,
+        self, keys: str | Sequence[str], relations: str | Sequence[str], k: int, how: _How
     ) -> list[Prediction] | list[list[Prediction]]:
         state, count = self._snapshot, _checked_k(k)
+        hops, weight = self._rerank_settings() if how.reranked else (0, 0.0)
         questions = [
-            state.question(key, relation, inverse=inverse, is_text=is_text)
+            state.question(key, relation, inverse=how.inverse, is_text=how.is_text)
             for key, relation in _paired(keys, relations)
         ]
         answers: list[list[Prediction]] = []
@@ -284,8 +312,16 @@ class Scorer:
             block = questions[first : first + QUESTIONS_AT_ONCE]
             scores = state.tables.vectors.scores(self._encoder([question.text for question in block]))
             for question, row in zip(block, scores, strict=True):
-                answers.append(_best(state, question, row, count, exclude_known))
+                if hops and question.head is not None:
+                    row[state.tables.graph.within(question.head, hops)] += weight
+                answers.append(_best(state, question, row, count, how.exclude_known))
         return answers[0] if isinstance(keys, str) and isinstance(relations, str) else answers
+
+    def _rerank_settings(self) -> tuple[int, float]:
+        settings = self.bundle.manifest["rerank"]
+        if settings is None:
+            raise QueryError(f"{self.bundle.path} has no re-ranking settings; ask without reranked")
+        return int(settings["hops"]), float(settings["weight"])
 
     def _scores(self, state: Snapshot, heads: IntArray, relations: IntArray) -> FloatArray:
         heads, relations = (np.asarray(indices) for indices in (heads, relations))

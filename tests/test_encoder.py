@@ -3,6 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -28,9 +29,9 @@ def hub(monkeypatch):
     class Hub:
         cache: Path | None = None
         online: Path | None = None
-        asked: list[tuple[str, bool]] = []
+        asked: ClassVar[list[tuple[str, bool]]] = []
 
-    Hub.asked = []
+    Hub.asked.clear()
 
     def snapshot_download(name, *, local_files_only, **_):
         Hub.asked.append((name, local_files_only))

@@ -97,7 +97,7 @@ def test_anything_else_is_taken_as_text_and_said_so(tiny_folder, capsys, text):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--head", "heart"), "Missing option '--relation'"),
+        (("--head", "heart"), "give --relation, and --head or --tail"),
         (("--relation", "treats"), "give either --head or --tail"),
         (("--relation", "treats", "--head", "heart", "--tail", "body"), "give either --head or --tail"),
         (("--relation", "trats", "--head", "heart"), "nearest: treats"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pmd.batches import Batching, make_batch, epoch_rows, tokenise
+from pmd.batches import Batching, epoch_rows, make_batch, tokenise
 from pmd.checkpoint import StageState
 from pmd.encoder import load_encoder, resolve_encoder
 from pmd.errors import RunError, TrainingError

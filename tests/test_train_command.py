@@ -6,10 +6,10 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from pmd.cli import main
-from pmd.dataset import load_graph
-from pmd.evaluation import evaluate_model
 from pmd.batches import tokenise
+from pmd.cli import main
+from pmd.datasets import load_graph
+from pmd.evaluation import evaluate_model
 from pmd.grade import load_grade
 from tests.tiny_encoder import write_encoder, write_graph, write_recipe
 

@@ -13,7 +13,8 @@ from transformers import BertConfig, BertModel
 from pmd.graph import KnowledgeGraph
 
 WORDS = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu is a part of near inverse big small old new red blue"
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu is a part of near inverse "
+    "big small old new red blue"
 ).split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
