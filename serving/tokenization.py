@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -65,6 +66,7 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)  # longest first: a long head never pushes the relation out
         self.max_tokens = max_tokens
+        self.fingerprint = hashlib.sha256(f"{max_tokens}\0{tokenizer_json}".encode()).hexdigest()
         self.special_ids = np.unique(self._tokenizer.encode("", "").ids)
         self.pad_id = next((i for t in ("[PAD]", "<pad>") if (i := self._tokenizer.token_to_id(t)) is not None), 0)
         self.mask_id = next((i for t in MASK_TOKENS if (i := self._tokenizer.token_to_id(t)) is not None), None)

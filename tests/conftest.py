@@ -16,6 +16,14 @@ settings.register_profile("seeded", deadline=None, derandomize=True, max_example
 settings.load_profile("seeded")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither read nor write the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PMD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with float32 vectors; never written to."""
