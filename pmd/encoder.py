@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 from transformers import AutoConfig, AutoModel
+from transformers.utils import logging
 
 from pmd.errors import EncoderError
 from pmd.grade import without_pooler
@@ -70,17 +72,28 @@ def load_encoder(files: EncoderFiles, *, dropout: float, temperature: float) -> 
         for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if hasattr(config, key):
                 setattr(config, key, dropout)
-        towers = [
-            without_pooler(
+        with _without_progress_bars():
+            towers = [
                 AutoModel.from_pretrained(
                     files.folder, config=config, attn_implementation="sdpa", use_safetensors=True
                 ).float()
-            )
-            for _ in range(2)
-        ]
+                for _ in range(2)
+            ]
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EncoderError(f"{files.folder} cannot be loaded as an encoder: {error}") from error
-    return BiEncoder(towers[0], towers[1], temperature)
+    return BiEncoder(without_pooler(towers[0]), without_pooler(towers[1]), temperature)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Transformers 5 draws a bar for every model it loads; stderr is ours."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 Finder = Callable[[], tuple[Path | None, str]]

