@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import numpy as np
+from torch import Tensor
+
 from pmd.batches import TrainingTexts
 from pmd.model import BiEncoder, encode_table
 from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
 from pmd.serving.neighbours import reranked
 from pmd.serving.ranking import FloatArray, Metrics, ScoreQueries, evaluate
-from pmd.serving.vectors import VectorTable
+from pmd.serving.vectors import GRID
 
 
 def model_scores(model: BiEncoder, texts: TrainingTexts) -> ScoreQueries:
     """Cosines of directed queries against every entity, float32 (Q, E), by the torch model."""
-    entities = VectorTable(encode_table(model, "entity", texts.entities).cpu().numpy())
+    entities = on_grid(encode_table(model, "entity", texts.entities))
     builder = texts.graph.texts(texts.templates)
 
     def scores(heads: IntArray, relations: IntArray) -> FloatArray:
-        table = texts.tokenizer(builder.queries(heads, relations))
-        return entities.scores(encode_table(model, "query", table).cpu().numpy())
+        queries = on_grid(encode_table(model, "query", texts.tokenizer(builder.queries(heads, relations))))
+        return np.asarray(((queries @ entities.T) / GRID**2).float().cpu().numpy())
 
     return scores
+
+
+def on_grid(vectors: Tensor) -> Tensor:
+    """Unit vectors (N, D) as whole numbers of grid steps, float64.
+
+    Their dot products are exact in float64 whatever the order of summation, so scores are those of
+    `pmd.serving.vectors.VectorTable.scores` to the last bit, on all cores or on a GPU.
+    """
+    return (vectors.double() * GRID).round()
 
 
 def evaluate_model(
