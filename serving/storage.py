@@ -20,20 +20,18 @@ class StorageError(PmdError):
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that readers see the old file or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as partial:
+        partial.write_bytes(data)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path for a library to write to; it becomes `path` only if the block succeeds."""
+    """Yield a temporary path for a library to write to; it becomes `path` only if the block succeeds.
+
+    Left-overs of a killed process are removed first.
+    """
+    path = Path(os.path.abspath(path))
+    _sweep(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         yield partial
@@ -98,17 +96,17 @@ def _sync(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove temporary folders that a killed process left for this target.
+    """Remove temporary files and folders that a killed process left for this target.
 
     A process killed in the middle of a swap leaves no target, only the old folder set aside: it is put back.
     """
     for left in list(path.parent.iterdir()):
         owner = left.name.rpartition("-")[2]
-        if not left.name.startswith(f".{path.name}.partial-") or not left.is_dir():
+        if not left.name.startswith(f".{path.name}.partial-") or not owner.isdigit() or _alive(int(owner)):
             continue
-        if not owner.isdigit() or _alive(int(owner)):
-            continue
-        if left.name.startswith(f".{path.name}{OLD}") and not path.exists():
+        if left.is_file():
+            left.unlink(missing_ok=True)
+        elif left.name.startswith(f".{path.name}{OLD}") and not path.exists():
             os.rename(left, path)
         else:
             shutil.rmtree(left, ignore_errors=True)

@@ -150,3 +150,11 @@ def test_ctrl_c_on_a_real_process_leaves_nothing(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_file_left_by_a_killed_process_is_removed(tmp_path):
+    (tmp_path / f".a.json.partial-{dead_pid()}").write_bytes(b"half")
+    living = tmp_path / f".a.json.partial-{os.getppid()}"
+    living.write_bytes(b"half")
+    write_atomic(tmp_path / "a.json", b"whole")
+    assert names(tmp_path) == [living.name, "a.json"]
