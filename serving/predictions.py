@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pmd.serving.analysis import paired_test
 from pmd.serving.errors import PmdError
 from pmd.serving.known import SPLIT_NAMES, IntArray
 from pmd.serving.ranking import COUNTS, FloatArray, Ranks, rank_triples
@@ -94,6 +95,22 @@ def _records(
             **{name: int(count[place]) for name, count in zip(COUNTS, ranks.counts, strict=True)},
             "top": top,
         }
+
+
+def compare(ours: RankFile, theirs: RankFile, *, seed: int = 0) -> dict[str, Any]:
+    """Paired test of two models on the same triples, by `analysis.paired_test`, for JSON.
+
+    Raises PredictionsError if the files are not about the same triples.
+    """
+    if set(ours.triples) != set(theirs.triples) or len(ours.triples) != len(theirs.triples):
+        missing = len(set(ours.triples) ^ set(theirs.triples))
+        raise PredictionsError(
+            f"the two files differ in {missing} of their test triples; compare predictions of one split of one graph"
+        )
+    place = {triple: index for index, triple in enumerate(theirs.triples)}
+    aligned = theirs.ranks.take(np.array([place[triple] for triple in ours.triples]))
+    mrr = {"ours": float((1 / ours.ranks.rank()).mean()), "theirs": float((1 / aligned.rank()).mean())}
+    return {"mrr": mrr, **paired_test(ours.ranks, aligned, seed=seed)}
 
 
 def read_ranks(path: Path) -> RankFile:

@@ -9,7 +9,7 @@ import pytest
 
 from pmd.serving import Scorer
 from pmd.serving.cli import main
-from pmd.serving.predictions import PredictionsError, read_ranks, write_predictions
+from pmd.serving.predictions import PredictionsError, compare, read_ranks, write_predictions
 from pmd.serving.ranking import summarise
 
 
@@ -70,3 +70,19 @@ def test_damaged_files_are_refused(scorer, tmp_path, damage, message):
     path.write_text(damage(path.read_text()))
     with pytest.raises(PredictionsError, match=message):
         read_ranks(path)
+
+
+def test_compare_pairs_the_triples_whatever_their_order(scorer, tmp_path):
+    write_predictions(scorer, "test", 3, tmp_path / "plain.jsonl")
+    write_predictions(scorer, "test", 3, tmp_path / "reranked.jsonl", reranked=True)
+    first, *lines = (tmp_path / "reranked.jsonl").read_text().splitlines()
+    half = len(lines) // 2
+    (tmp_path / "shuffled.jsonl").write_text("\n".join([first, *lines[:half][::-1], *lines[half:][::-1]]) + "\n")
+    plain, other, shuffled = (read_ranks(tmp_path / f"{name}.jsonl") for name in ("plain", "reranked", "shuffled"))
+    found = compare(other, plain)
+    assert found["mrr"] == {"ours": scorer.evaluate(reranked=True)["mrr"], "theirs": scorer.evaluate()["mrr"]}
+    assert found["difference"] == pytest.approx(found["mrr"]["ours"] - found["mrr"]["theirs"])
+    assert compare(plain, shuffled)["difference"] == pytest.approx(-found["difference"])
+    write_predictions(scorer, "valid", 3, tmp_path / "valid.jsonl")
+    with pytest.raises(PredictionsError, match="differ in"):
+        compare(plain, read_ranks(tmp_path / "valid.jsonl"))
