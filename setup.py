@@ -23,7 +23,16 @@ TRAIN = [
 # The TorchScript exporter traces transformers 4's attention; optimum-onnx asks for < 4.58 too.
 EXPORT = [*TRAIN, "onnx>=1.17", "transformers<4.58"]
 BENCH = ["psutil>=5.9", "matplotlib>=3.8", "Jinja2>=3.1"]
-DEV = ["pytest>=8.3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "build>=1.2", "pre-commit>=4.0", "types-PyYAML"]
+DATA = ["pyarrow>=15", "rdflib>=7.0", "PyYAML>=6.0", "matplotlib>=3.8", "Jinja2>=3.1"]
+DEV = [
+    "pytest>=8.3",
+    "hypothesis>=6.100",
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "build>=1.2",
+    "pre-commit>=4.0",
+    "types-PyYAML",
+]
 
 README = Path(__file__).with_name("README.md")
 
@@ -42,9 +51,10 @@ setup(
         "pmd.serving": "serving",
         "pmd.benchmarks": "benchmarks",
     },
-    packages=["pmd", "pmd.export", "pmd.serving", "pmd.benchmarks"],
+    packages=["pmd", "pmd.datasets", "pmd.export", "pmd.serving", "pmd.benchmarks"],
     package_data={
         "pmd": ["py.typed", "recipes/*.yaml", "data/*/*.tsv", "data/*/*.json"],
+        "pmd.datasets": ["catalogue.yaml", "templates/*"],
         "pmd.benchmarks": ["templates/*"],
     },
     install_requires=RUNTIME,
@@ -54,12 +64,14 @@ setup(
         "train": TRAIN,
         "export": EXPORT,
         "bench": BENCH,
+        "data": DATA,
         "dev": DEV,
-        "all": [*CPU, *EXPORT, *BENCH],
+        "all": [*CPU, *EXPORT, *BENCH, *DATA],
     },
     entry_points={
         "console_scripts": [
             "pmd-train = pmd.cli:main",
+            "pmd-data = pmd.datasets.cli:main",
             "pmd-export = pmd.export.cli:main",
             "pmd-bench = pmd.benchmarks.cli:main",
             "pmd-predict = pmd.serving.cli:main",

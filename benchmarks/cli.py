@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pmd.serving import command
 from pmd.serving.extras import require
+
+if TYPE_CHECKING:
+    from pmd.benchmarks.report import Report
 
 RUN_SCHEMA = "pmd-bench-run/1"
 RUNS, BUNDLES, REPORTS = Path("runs"), Path("bundles"), Path("reports")
@@ -62,7 +65,7 @@ def main(bundles: tuple[Path, ...], split: str, out: Path | None, threads: int, 
     tick = _Progress(ticks_of(chosen), command.show_progress(quiet))
     made = bench(chosen, plan, dataset=dataset, quick=quick, tick=tick)
     report.write(made, out)
-    return _tell(made["results"], out, time.monotonic() - begin)
+    return _tell(made, out, time.monotonic() - begin)
 
 
 class _Progress:
@@ -77,14 +80,19 @@ class _Progress:
             click.echo(f"[{self._done}/{self._total}] {what}", err=True)
 
 
-def _tell(rows: Sequence[dict[str, object]], out: Path, seconds: float) -> int:
-    """Print the table, the page's path and the closing JSON object; returns the exit code."""
+def _tell(made: Report, out: Path, seconds: float) -> int:
+    """Print the table, the machine, the page's path and the closing JSON object; returns the exit code."""
     from pmd.benchmarks import report, table
 
+    rows, machine = made["results"], made["machine"]
     errors = sum(row["error"] is not None for row in rows)
     for line in table.lines(rows):
         click.echo(line)
-    click.echo(f"\nreport: {out / report.PAGE}")
+    click.echo(
+        f"\nmeasured on {machine['cpu']}, {machine['cores_used']} thread{'s' * (machine['cores_used'] > 1)}, "
+        f"{machine['matmul_gflops']:.0f} GFLOP/s float32 matmul"
+    )
+    click.echo(f"report: {out / report.PAGE}")
     command.emit(
         {
             "schema": RUN_SCHEMA,

@@ -2,6 +2,8 @@
 
 PmdError
 ├── DatasetError     a dataset folder is missing or a line of it is wrong (file and line in the message)
+├── DownloadError    a public dataset cannot be fetched, or is not the file it should be (exit code 1)
+├── ConversionError  a converted dataset does not read back as it was (exit code 1)
 ├── RecipeError      an unknown recipe, key or value
 ├── EncoderError     pretrained weights not found, or not the file they should be
 ├── RunError         a run folder is missing, belongs to another recipe, or lacks the stage asked for
@@ -16,6 +18,18 @@ from pmd.serving.errors import PmdError
 
 class DatasetError(PmdError):
     """A dataset folder or one of its lines cannot be used."""
+
+
+class DownloadError(PmdError):
+    """A public dataset cannot be fetched, or is not the file it should be."""
+
+    exit_code = 1
+
+
+class ConversionError(PmdError):
+    """A dataset that was written in another layout does not read back as it was."""
+
+    exit_code = 1
 
 
 class RecipeError(PmdError):

@@ -103,9 +103,9 @@ def compare(ours: RankFile, theirs: RankFile, *, seed: int = 0) -> dict[str, Any
     Raises PredictionsError if the files are not about the same triples.
     """
     if set(ours.triples) != set(theirs.triples) or len(ours.triples) != len(theirs.triples):
-        missing = len(set(ours.triples) ^ set(theirs.triples))
+        odd = len(set(ours.triples) ^ set(theirs.triples))
         raise PredictionsError(
-            f"the two files differ in {missing} of their test triples; compare predictions of one split of one graph"
+            f"the files differ in {odd} of their test triples; compare predictions of one split of one graph"
         )
     place = {triple: index for index, triple in enumerate(theirs.triples)}
     aligned = theirs.ranks.take(np.array([place[triple] for triple in ours.triples]))

@@ -10,7 +10,7 @@ import textwrap
 import click
 import pytest
 
-from pmd.serving.command import HELP, Command, emit, show_progress
+from pmd.serving.command import HELP, Command, Group, emit, show_progress
 from pmd.serving.errors import MissingExtra, PmdError, QueryError
 from pmd.serving.extras import require
 from pmd.serving.ranking import RankingError
@@ -95,6 +95,32 @@ def test_a_closed_pipe_ends_quietly():
         child.stdout.close()
         assert child.stderr.read() == b""
         assert child.wait(timeout=30) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "line"),
+    [
+        (["done"], 0, ""),
+        (["stop"], 75, ""),
+        (["fail"], 1, "error: NaN\n"),
+        (["wrong"], 2, "error: k must be 1\n"),
+        (["done", "--x"], 2, "error: No such option '--x'. (see group done --help)\n"),
+        (["other"], 2, "error: No such command 'other'. (see group --help)\n"),
+        ([], 2, "error: Missing command. (see group --help)\n"),
+    ],
+)
+def test_commands_of_a_group_end_as_single_ones_do(capsys, args, code, line):
+    ends = {
+        "done": lambda: None,
+        "stop": lambda: 75,
+        "fail": raising(RankingError("NaN")),
+        "wrong": raising(QueryError("k must be\n1")),
+    }
+    commands = {name: click.Command(name, callback=end) for name, end in ends.items()}
+    with pytest.raises(SystemExit) as leaving:
+        Group("group", commands=commands, context_settings=HELP).main(args, "group")
+    assert leaving.value.code == code
+    assert capsys.readouterr().err == line
 
 
 def test_progress_is_off_without_a_terminal(capsys):

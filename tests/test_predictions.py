@@ -86,3 +86,20 @@ def test_compare_pairs_the_triples_whatever_their_order(scorer, tmp_path):
     write_predictions(scorer, "valid", 3, tmp_path / "valid.jsonl")
     with pytest.raises(PredictionsError, match="differ in"):
         compare(plain, read_ranks(tmp_path / "valid.jsonl"))
+
+
+def test_the_compare_command(scorer, tmp_path, capsys):
+    from pmd.datasets.cli import main as data_main
+
+    for name, reranked in (("plain", False), ("reranked", True)):
+        write_predictions(scorer, "test", 3, tmp_path / f"{name}.jsonl", reranked=reranked)
+    with pytest.raises(SystemExit) as left:
+        data_main(["compare", str(tmp_path / "plain.jsonl"), str(tmp_path / "reranked.jsonl")], "pmd-data")
+    assert not left.value.code
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["schema"] == "pmd-data-compare/1"
+    assert found["triples"] == len(scorer.known.triples(2))
+    with pytest.raises(SystemExit) as left:
+        data_main(["compare", str(tmp_path / "plain.jsonl"), str(tmp_path / "nothing.jsonl")], "pmd-data")
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -13,17 +13,22 @@ MAY_IMPORT = {
     "serving": {"numpy", "onnxruntime", "tokenizers", "click"},
     "pmd": {"numpy", "torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "pydantic", "yaml"}
     | {"rich", "click"},
+    "pmd/datasets": {"numpy", "click", "tokenizers", "huggingface_hub", "yaml"}
+    | {"pyarrow", "rdflib", "matplotlib", "jinja2", "markupsafe"},
     "export": {"numpy", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "click", "optimum"},
     "benchmarks": {"numpy", "psutil", "matplotlib", "jinja2", "click", "tokenizers", "onnxruntime", "markupsafe"},
 }
 OURS = {
     "serving": {"pmd.serving"},
-    "pmd": {"pmd", "pmd.serving"},
-    "export": {"pmd", "pmd.serving", "pmd.export"},
+    "pmd": {"pmd", "pmd.serving", "pmd.datasets"},
+    "pmd/datasets": {"pmd.errors", "pmd.graph", "pmd.published", "pmd.serving", "pmd.datasets"},
+    "export": {"pmd", "pmd.serving", "pmd.datasets", "pmd.export"},
     "benchmarks": {"pmd.serving", "pmd.benchmarks"},
 }
 FOLDERS = {"export", "serving", "benchmarks"}
+PACKAGES = FOLDERS | {"datasets"}
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "matplotlib", "optimum", "pydantic"}
+HEAVY |= {"pyarrow", "rdflib"}
 
 
 def imported(path):
@@ -41,22 +46,24 @@ def modules(folder):
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
 def test_import_rules(folder):
-    """serving reads nobody, pmd reads serving, export reads both, benchmarks reads serving."""
+    """serving reads nobody, pmd reads serving, export reads both, benchmarks reads serving; datasets: no torch."""
     for path in modules(folder):
         for name in imported(path):
             top = name.split(".")[0]
             if top == "pmd":
                 part = ".".join(name.split(".")[:2])
-                owner = part if part.split(".")[-1] in FOLDERS else "pmd"
+                owner = part if folder == "pmd/datasets" or part.split(".")[-1] in PACKAGES else "pmd"
                 allowed = OURS[folder] | ({"pmd"} if name == "pmd" else set())  # `from pmd import __version__`
                 assert owner in allowed, f"{path.name} imports {name}"
             else:
                 assert top in MAY_IMPORT[folder] or top in sys.stdlib_module_names, f"{path.name} imports {name}"
 
 
-@pytest.mark.parametrize(
-    "module", ["pmd", "pmd.serving", "pmd.export", "pmd.benchmarks", "pmd.cli", "pmd.serving.cli"]
-)
+LIGHT = ["pmd", "pmd.serving", "pmd.export", "pmd.benchmarks", "pmd.datasets"]
+LIGHT += ["pmd.cli", "pmd.serving.cli", "pmd.datasets.cli"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_importing_loads_nothing_heavy(module):
     """An edge box has no torch, and `--help` must not wait for it; one stray import breaks both."""
     code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
@@ -81,16 +88,17 @@ def test_nothing_unpickles_or_evaluates():
                     assert node.func.id not in forbidden, f"{path}:{node.lineno}"
 
 
-def test_the_wheel_installs_four_packages_and_their_data(tmp_path):
+def test_the_wheel_installs_five_packages_and_their_data(tmp_path):
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {f"pmd/{path.name}" for path in modules("pmd")}
+    expected = {f"{folder}/{path.name}" for folder in ("pmd", "pmd/datasets") for path in modules(folder)}
     for folder in FOLDERS:
         expected |= {f"pmd/{folder}/{path.name}" for path in modules(folder)}
     expected |= {f"pmd/data/umls/{name}.tsv" for name in ("entities", "relations", "train", "valid", "test")}
+    expected |= {"pmd/datasets/catalogue.yaml", "pmd/datasets/templates/check.html.j2"}
     expected |= {"pmd/recipes/umls.yaml", "pmd/py.typed", "pmd/benchmarks/templates/report.html.j2"}
     assert expected <= names, expected - names
     tops = {name.split("/")[0] for name in names}
