@@ -44,6 +44,7 @@ UNMEASURED: Row = {
     "cold_start_runs_ms": None,
     "cold_start_parts_ms": None,
     "evaluate_seconds": None,
+    "analysis": None,
     "error": None,
 }
 FROM_MANIFEST = (

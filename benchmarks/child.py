@@ -82,14 +82,23 @@ def speed(request: Request) -> Answer:
 
 
 def quality(request: Request) -> Answer:
-    """Filtered metrics of the bundle as exported, plain and (where the manifest says how) re-ranked."""
+    """Filtered metrics of the bundle as exported, plain, in parts, and re-ranked where the manifest says how."""
+    from pmd.serving.analysis import analyse
+    from pmd.serving.known import SPLIT_NAMES
+    from pmd.serving.ranking import metrics_of, rank_triples
+
     scorer = _load(request, verify=True)  # figures of a damaged bundle would pass for figures of the model
     begin = time.perf_counter_ns()
-    metrics = scorer.evaluate(request["split"])
+    triples = scorer.known.triples(SPLIT_NAMES.index(request["split"]))
+    ranks = rank_triples(scorer.split_scores(request["split"]), triples, scorer.known)
+    metrics = metrics_of(ranks)
     seconds = (time.perf_counter_ns() - begin) / 1e9
     reranks = bool(scorer.bundle.manifest.get("rerank"))
     reranked = scorer.evaluate(request["split"], reranked=True) if reranks else None
-    return {"metrics": metrics, "metrics_reranked": reranked, "evaluate_seconds": seconds}
+    analysis = analyse(ranks, triples, scorer.known)
+    names = [*scorer.relation_ids, *(f"inverse {relation}" for relation in scorer.relation_ids)]
+    analysis["by_relation"] = {names[int(number)]: part for number, part in analysis["by_relation"].items()}
+    return {"metrics": metrics, "metrics_reranked": reranked, "evaluate_seconds": seconds, "analysis": analysis}
 
 
 def calibrate(_: Request) -> Answer:

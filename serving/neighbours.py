@@ -24,10 +24,13 @@ class NeighbourGraph:
     def from_triples(cls, num_entities: int, train: IntArray) -> NeighbourGraph:
         """Build from the training triples, int (N, 3); no other split may come in here."""
         train = np.asarray(train, dtype=np.int64).reshape(-1, 3)
-        edges = np.concatenate([train[:, [0, 2]], train[:, [2, 0]]])
-        edges = np.unique(edges[edges[:, 0] != edges[:, 1]], axis=0)
-        offsets = np.searchsorted(edges[:, 0], np.arange(num_entities + 1))
-        return cls(offsets.astype(np.int64), edges[:, 1].astype(np.int32))
+        head, tail = train[train[:, 0] != train[:, 2]][:, [0, 2]].T
+        edges = np.concatenate([head * num_entities + tail, tail * num_entities + head])
+        edges.sort()  # one key an edge: sorting rows takes ten times as long
+        edges = edges[np.insert(edges[1:] != edges[:-1], 0, True)] if len(edges) else edges
+        source, target = np.divmod(edges, num_entities)
+        offsets = np.searchsorted(source, np.arange(num_entities + 1))
+        return cls(offsets.astype(np.int64), target.astype(np.int32))
 
     def reindexed(self, place: IntArray, num_entities: int) -> NeighbourGraph:
         """The same graph after entities were added or removed.

@@ -136,6 +136,11 @@ def evaluate(
     score_queries: ScoreQueries, triples: IntArray, known: KnownAnswers, *, block: int = QUERY_BLOCK
 ) -> Metrics:
     """Filtered metrics of a split, (N, 3) triples: over both directions, and `head` and `tail` apart."""
-    ranks = rank_triples(score_queries, triples, known, block=block).rank()
-    tail, head = np.split(ranks, 2)
-    return {**summarise(ranks), "head": summarise(head), "tail": summarise(tail)}
+    return metrics_of(rank_triples(score_queries, triples, known, block=block))
+
+
+def metrics_of(ranks: Ranks) -> Metrics:
+    """Filtered realistic metrics of the ranks of a split, as `rank_triples` orders them: tails, then heads."""
+    values = ranks.rank()
+    tail, head = np.split(values, 2)
+    return {**summarise(values), "head": summarise(head), "tail": summarise(tail)}

@@ -239,8 +239,8 @@ def compare_predictions(ours: Path, theirs: Path, seed: int) -> None:
     low, high = found["interval"]
     click.echo(f"MRR {found['mrr']['ours']:.4f} against {found['mrr']['theirs']:.4f}")
     click.echo(
-        f"difference {found['difference']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}, p = {found['p_value']:.4f}, "
-        f"{found['triples']:,} triples"
+        f"difference {found['difference']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}, "
+        f"p = {found['p_value']:.4f}, {found['triples']:,} triples"
     )
     emit({"schema": "pmd-data-compare/1", "ours": str(ours), "theirs": str(theirs), "seed": seed, **found})
 
