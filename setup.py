@@ -26,10 +26,12 @@ BENCH = ["psutil>=5.9", "matplotlib>=3.8", "Jinja2>=3.1"]
 DATA = ["pyarrow>=15", "rdflib>=7.0", "PyYAML>=6.0", "matplotlib>=3.8", "Jinja2>=3.1"]
 DEV = [
     "pytest>=8.3",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "ruff>=0.9",
     "mypy>=1.14",
     "build>=1.2",
+    "optimum-onnx>=0.1",
     "pre-commit>=4.0",
     "types-PyYAML",
 ]

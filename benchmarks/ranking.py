@@ -28,15 +28,16 @@ Examples:
 # The child imports torch and the datasets; this package does neither.
 CHILD = """
 import json, sys, time
+from pmd.datasets import load_graph
+
+source, width, part = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+graph = load_graph(source)  # before torch: a wrong name is told at once
 import numpy as np, torch
 from pmd.benchmarks.memory import peak_rss_bytes
-from pmd.datasets import load_graph
 from pmd.evaluation import GRID, on_grid
 from pmd.serving.known import directed
 from pmd.serving.ranking import rank_triples
 
-source, width, part = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-graph = load_graph(source)
 known, rng = graph.known(), np.random.default_rng(0)
 entities = rng.normal(size=(graph.num_entities, width)).astype(np.float32)
 entities /= np.linalg.norm(entities, axis=1, keepdims=True)

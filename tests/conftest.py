@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from pmd.serving import Scorer
 
+# Tensors here are tiny and tests run side by side: a second thread only waits. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("seeded", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("seeded")
 
