@@ -7,8 +7,6 @@ which gives a ratio that means the same on any machine. The last line of stdout 
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
-from pmd.benchmarks.errors import MeasureError
+from pmd.benchmarks.probe import run_python
 from pmd.serving.command import HELP, Command, emit
 
 SCHEMA = "pmd-bench-data/1"
@@ -102,16 +100,7 @@ def measure(code: str, folder: Path, timeout: float) -> dict[str, Any]:
 
     Raises MeasureError if it fails or takes longer than `timeout` seconds.
     """
-    command = [sys.executable, "-c", code, str(folder)]
-    try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise MeasureError(
-            f"a measurement took more than {timeout:.0f} s; give --timeout or fewer triples"
-        ) from error
-    if child.returncode:
-        raise MeasureError(f"a measurement failed: {child.stderr.strip().splitlines()[-1]}")
-    seconds, load_seconds, peak, count = child.stdout.split()
+    seconds, load_seconds, peak, count = run_python(code, str(folder), timeout=timeout).split()
     return {
         "seconds": float(seconds),
         "load_seconds": float(load_seconds),

@@ -9,13 +9,10 @@ written out, and a full sort. The last line of stdout is one JSON object.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from typing import Any
 
 import click
 
-from pmd.benchmarks.errors import MeasureError
+from pmd.benchmarks.probe import run_python
 from pmd.serving.command import HELP, Command, emit
 
 SCHEMA = "pmd-bench-ranking/1"
@@ -82,7 +79,7 @@ print(json.dumps({
 @click.option("--timeout", type=float, default=1800.0, show_default=True, help="Seconds the measurement may take.")
 def main(dataset: str, part: int, timeout: float) -> None:
     """Measure ranking all test triples of DATASET against all entities, and compare with a naive version."""
-    found = measure(dataset, part, timeout)
+    found = json.loads(run_python(CHILD, dataset, str(WIDTH), str(part), timeout=timeout))
     ratio = found["naive_seconds"] / found["seconds"]
     click.echo(
         f"{found['triples']:,} directed triples x {found['entities']:,} entities x {WIDTH}: "
@@ -90,18 +87,6 @@ def main(dataset: str, part: int, timeout: float) -> None:
         f"{ratio:.1f} times as fast; peak {(found['peak_rss_bytes'] or 0) / 2**20:,.0f} MiB"
     )
     emit({"schema": SCHEMA, "dataset": dataset, "width": WIDTH, **found, "ratio": ratio})
-
-
-def measure(dataset: str, part: int, timeout: float) -> dict[str, Any]:
-    """What the child found. Raises MeasureError if it fails or takes too long."""
-    command = [sys.executable, "-c", CHILD, dataset, str(WIDTH), str(part)]
-    try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise MeasureError(f"the measurement took more than {timeout:.0f} s; give --timeout") from error
-    if child.returncode:
-        raise MeasureError(f"the measurement failed: {child.stderr.strip().splitlines()[-1]}")
-    return dict(json.loads(child.stdout))
 
 
 if __name__ == "__main__":

@@ -20,4 +20,4 @@ def test_a_small_graph(tmp_path):
 def test_a_missing_dataset_is_told():
     result = CliRunner().invoke(main, ["no/such/folder"])
     assert result.exit_code == 1
-    assert "the measurement failed" in result.stderr
+    assert "a measurement failed" in result.stderr
