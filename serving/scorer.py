@@ -8,15 +8,15 @@ A question runs top_tails -> encoder -> onnxruntime, and its vector meets the ta
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, overload
+from typing import TypeAlias, overload
 
 import numpy as np
 
+from pmd.serving.answers import How, Prediction, best_answers, checked_k, paired
 from pmd.serving.bundle import ENTITY, QUERY, Bundle
 from pmd.serving.encoder import CPU_PROVIDER, TowerEncoder
 from pmd.serving.errors import QueryError
@@ -24,30 +24,12 @@ from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
 from pmd.serving.neighbours import reranked as with_neighbours
 from pmd.serving.ranking import FloatArray, Metrics, ScoreQueries, evaluate
 from pmd.serving.saving import save_bundle
-from pmd.serving.snapshot import Question, Snapshot, checked_text
+from pmd.serving.snapshot import Snapshot, checked_text
 from pmd.serving.tables import EntityRow
-from pmd.serving.vectors import top_k
 
 QUESTIONS_AT_ONCE = 64  # 64 x 41,000 float32 scores are 10 MB
 
 Triples: TypeAlias = Sequence[tuple[str, str, str]]
-
-
-class Prediction(NamedTuple):
-    """One answer. entity: its id; name: as people read it; score: cosine of question and answer, -1 to 1."""
-
-    entity: str
-    name: str
-    score: float
-
-
-class _How(NamedTuple):
-    """How a question is meant."""
-
-    inverse: bool
-    is_text: bool
-    exclude_known: bool
-    reranked: bool
 
 
 class Scorer:
@@ -166,7 +148,7 @@ class Scorer:
         its number of hops from the head (a text has no neighbours). Fewer than k come back where fewer are left.
         Raises UnknownEntity, UnknownRelation, QueryError; RankingError if the model gives no finite scores.
         """
-        how = _How(inverse=False, is_text=head_is_text, exclude_known=exclude_known, reranked=reranked)
+        how = How(inverse=False, is_text=head_is_text, exclude_known=exclude_known, reranked=reranked)
         return self._top(head, relation, k, how)
 
     @overload
@@ -204,7 +186,7 @@ class Scorer:
         reranked: bool = False,
     ) -> list[Prediction] | list[list[Prediction]]:
         """The k best heads of (?, relation, tail), best first; everything else as `top_tails`."""
-        how = _How(inverse=True, is_text=tail_is_text, exclude_known=exclude_known, reranked=reranked)
+        how = How(inverse=True, is_text=tail_is_text, exclude_known=exclude_known, reranked=reranked)
         return self._top(tail, relation, k, how)
 
     def score(self, triples: Triples) -> FloatArray:
@@ -299,13 +281,13 @@ class Scorer:
     # ---- inside ---------------------------------------------------------------------------------------------
 
     def _top(
-        self, keys: str | Sequence[str], relations: str | Sequence[str], k: int, how: _How
+        self, keys: str | Sequence[str], relations: str | Sequence[str], k: int, how: How
     ) -> list[Prediction] | list[list[Prediction]]:
-        state, count = self._snapshot, _checked_k(k)
+        state, count = self._snapshot, checked_k(k)
         hops, weight = self._rerank_settings() if how.reranked else (0, 0.0)
         questions = [
             state.question(key, relation, inverse=how.inverse, is_text=how.is_text)
-            for key, relation in _paired(keys, relations)
+            for key, relation in paired(keys, relations)
         ]
         answers: list[list[Prediction]] = []
         for first in range(0, len(questions), QUESTIONS_AT_ONCE):
@@ -314,7 +296,7 @@ class Scorer:
             for question, row in zip(block, scores, strict=True):
                 if hops and question.head is not None:
                     row[state.tables.graph.within(question.head, hops)] += weight
-                answers.append(_best(state, question, row, count, how.exclude_known))
+                answers.append(best_answers(state, question, row, count, how.exclude_known))
         return answers[0] if isinstance(keys, str) and isinstance(relations, str) else answers
 
     def _rerank_settings(self) -> tuple[int, float]:
@@ -370,37 +352,6 @@ class Scorer:
     def _refuse_taken(state: Snapshot, entity: str) -> None:
         if entity in state.entities.ids:
             raise QueryError(f"entity {entity!r} exists already; remove it first or choose another id")
-
-
-def _best(state: Snapshot, question: Question, scores: FloatArray, k: int, exclude_known: bool) -> list[Prediction]:
-    if exclude_known and question.head is not None:
-        scores[state.tables.known.answers_of(question.head, question.relation)] = -np.inf
-    rows = state.tables.entities
-    return [Prediction(rows[index].id, rows[index].name, float(scores[index])) for index in top_k(scores, k)]
-
-
-def _paired(keys: str | Sequence[str], relations: str | Sequence[str]) -> list[tuple[str, str]]:
-    """Each entity with its relation; a single one of either serves all of the other."""
-    for given in (keys, relations):
-        if not hasattr(given, "__len__"):
-            raise QueryError(f"give ids, names or texts, one or a list of them; got {type(given).__name__}")
-    if isinstance(keys, str):
-        keys = [keys] * (1 if isinstance(relations, str) else len(relations))
-    if isinstance(relations, str):
-        relations = [relations] * len(keys)
-    if len(keys) != len(relations):
-        raise QueryError(f"{len(keys)} entities and {len(relations)} relations; give one relation, or one for each")
-    return list(zip(keys, relations, strict=True))
-
-
-def _checked_k(k: int) -> int:
-    try:
-        count = operator.index(k)
-    except TypeError as error:
-        raise QueryError(f"k must be a whole number, got {k!r}") from error
-    if count < 1:
-        raise QueryError(f"k must be 1 or more, got {count}")
-    return count
 
 
 def _checked_id(entity: str) -> str:
