@@ -13,7 +13,7 @@ from torch import Tensor
 from pmd.graph import KnowledgeGraph
 from pmd.masking import mask_tokens
 from pmd.packing import PackedTexts, pack
-from pmd.serving.known import IntArray, KnownAnswers
+from pmd.serving.known import IntArray, KnownAnswers, spread
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer, TokenTable
 from pmd.token_tables import content_key, token_table
@@ -96,8 +96,7 @@ def epoch_rows(known: KnownAnswers, batching: Batching, rng: np.random.Generator
     query = np.arange(len(starts))
     if batching.answers_per_query is not None:
         parts = -(-(ends - starts) // batching.answers_per_query)
-        query = np.repeat(query, parts)
-        part = np.arange(len(query)) - np.repeat(np.cumsum(parts) - parts, parts)
+        query, part = spread(np.zeros_like(parts), parts)
         starts = starts[query] + part * batching.answers_per_query
         ends = np.minimum(starts + batching.answers_per_query, ends[query])
     rows = np.stack([query, starts, ends], axis=1)[rng.permutation(len(query))]
@@ -115,10 +114,8 @@ def make_batch(
 ) -> Batch:
     """The batch of one step; queries and candidates are masked once, for teacher and student alike."""
     heads, relations = texts.known.queries()[rows[:, 0]].T
-    count = rows[:, 2] - rows[:, 1]
-    answer_row = np.repeat(np.arange(len(rows)), count)
-    within = np.arange(len(answer_row)) - np.repeat(np.cumsum(count) - count, count)
-    answers = texts.known.answers[np.repeat(rows[:, 1], count) + within]
+    answer_row, place = spread(rows[:, 1], rows[:, 2] - rows[:, 1])
+    answers = texts.known.answers[place]
     if batching.candidates == "all":
         candidates = np.arange(texts.graph.num_entities)
     else:

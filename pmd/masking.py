@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from pmd.errors import EncoderError
-from pmd.serving.known import IntArray
+from pmd.serving.known import IntArray, spread
 from pmd.serving.tokenization import TextTokenizer, TokenTable
 
 
@@ -31,6 +31,6 @@ def mask_tokens(
     count = np.bincount(owner, minlength=len(table))
     wanted = np.floor(rate * count + rng.random(len(table)))
     order = np.lexsort((rng.random(len(real)), owner))  # a random order inside each text
-    place = np.arange(len(real)) - np.repeat(np.cumsum(count) - count, count)
+    _, place = spread(np.zeros_like(count), count)
     masked[real[order[place < wanted[owner[order]]]]] = True
     return replace(table, ids=np.where(masked, np.int32(tokenizer.mask_id), table.ids)), masked

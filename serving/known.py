@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 IntArray: TypeAlias = NDArray[np.integer]
 
 TRAIN, VALID, TEST = 0, 1, 2
-KEY_LIMIT = 2**63
 SPLIT_NAMES = ("train", "valid", "test")
+KEY_LIMIT = 2**63  # what query, answer and split together must stay below to be sorted as one int64
 
 
 def directed(triples: IntArray, num_relations: int) -> IntArray:
@@ -25,6 +25,12 @@ def directed(triples: IntArray, num_relations: int) -> IntArray:
     inverse = triples[:, ::-1].copy()
     inverse[:, 1] += num_relations
     return np.concatenate([triples, inverse])
+
+
+def spread(starts: IntArray, counts: IntArray) -> tuple[IntArray, IntArray]:
+    """All places of many ranges, starts (R,) and counts (R,): the range each is of, and the place, both (N,)."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
 
 
 @dataclass(frozen=True)
@@ -103,10 +109,8 @@ class KnownAnswers:
     def pairs(self, heads: IntArray, relations: IntArray) -> tuple[IntArray, IntArray]:
         """All answers of a batch of queries as coordinates: query index (N,) and entity (N,)."""
         start, end = self.spans(heads, relations)
-        count = end - start
-        query = np.repeat(np.arange(len(start)), count)
-        within = np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
-        return query, self.answers[np.repeat(start, count) + within]
+        query, place = spread(start, end - start)
+        return query, self.answers[place]
 
     def answers_of(self, head: int, relation: int) -> IntArray:
         """Answers of one directed query, int32, rising."""

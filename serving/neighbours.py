@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pmd.serving.known import IntArray
+from pmd.serving.known import IntArray, spread
 from pmd.serving.ranking import FloatArray, ScoreQueries
 
 
@@ -58,9 +58,9 @@ class NeighbourGraph:
         seen[entity] = True
         frontier = np.array([entity], dtype=np.int64)
         for _ in range(hops):
-            count = self.offsets[frontier + 1] - self.offsets[frontier]
-            skipped = np.repeat(self.offsets[frontier] - (np.cumsum(count) - count), count)
-            reached = np.unique(self.targets[skipped + np.arange(len(skipped))])
+            starts = self.offsets[frontier]
+            _, place = spread(starts, self.offsets[frontier + 1] - starts)
+            reached = np.unique(self.targets[place])
             frontier = reached[~seen[reached]].astype(np.int64)
             seen[frontier] = True
         seen[entity] = False

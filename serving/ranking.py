@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmd.serving.errors import PmdError
-from pmd.serving.known import IntArray, KnownAnswers, directed
+from pmd.serving.known import IntArray, KnownAnswers, directed, spread
 
 FloatArray: TypeAlias = NDArray[np.floating]
 Metrics: TypeAlias = dict[str, Any]
@@ -91,9 +91,7 @@ def _known_counts(
     """Other known answers of each triple's query: above its gold, level with it, and in all. int64 (N,) each."""
     query, entity = known
     start = np.searchsorted(query, np.arange(len(scores) + 1))
-    count = np.diff(start)[row]
-    triple = np.repeat(np.arange(len(row)), count)
-    place = np.repeat(start[row], count) + np.arange(len(triple)) - np.repeat(np.cumsum(count) - count, count)
+    triple, place = spread(start[row], np.diff(start)[row])
     other = entity[place] != gold[triple]
     score, own = scores[query[place], entity[place]], scores[row, gold][triple]
 

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pmd.serving.errors import PmdError
-from pmd.serving.known import IntArray
+from pmd.serving.known import IntArray, spread
 
 Text: TypeAlias = str | tuple[str, str]
 MASK_TOKENS = ("[MASK]", "<mask>")
@@ -43,7 +43,7 @@ class TokenTable:
         """The table of the given texts, in the given order."""
         lengths = self.lengths[texts]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        place = np.repeat(self.offsets[:-1][texts] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        _, place = spread(self.offsets[:-1][texts], lengths)
         return TokenTable(self.ids[place], self.types[place], offsets)
 
     def padded(self, pad_id: int) -> dict[str, IntArray]:

@@ -14,6 +14,7 @@ from pmd.serving.known import (
     _sorted_as_columns,
     _sorted_as_one_key,
     directed,
+    spread,
 )
 from pmd.serving.neighbours import NeighbourGraph, reranked
 
@@ -139,3 +140,9 @@ def test_the_sort_by_columns_gives_the_same(train, valid, test):
     for one, other in zip(_sorted_as_one_key(E, R, parts), _sorted_as_columns(E, R, parts), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
+
+
+def test_spread_names_every_place_of_every_range():
+    owner, place = spread(np.array([7, 2, 9]), np.array([2, 0, 3]))
+    assert owner.tolist() == [0, 0, 2, 2, 2]
+    assert place.tolist() == [7, 8, 9, 10, 11]
