@@ -93,7 +93,7 @@ def epoch_rows(known: KnownAnswers, batching: Batching, rng: np.random.Generator
     Every training answer of every directed query comes up exactly once an epoch.
     """
     starts, ends = known.offsets[:-1], known.offsets[1:]
-    query = np.arange(len(starts))
+    query: IntArray = np.arange(len(starts))
     if batching.answers_per_query is not None:
         parts = -(-(ends - starts) // batching.answers_per_query)
         query, part = spread(np.zeros_like(parts), parts)
