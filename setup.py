@@ -19,6 +19,7 @@ TRAIN = [
     "pydantic>=2.8",
     "PyYAML>=6.0",
     "rich>=13.7",
+    "accelerate>=1.1",
 ]
 # The TorchScript exporter traces transformers 4's attention; optimum-onnx asks for < 4.58 too.
 EXPORT = [*TRAIN, "onnx>=1.17", "transformers<4.58"]

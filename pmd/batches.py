@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pmd.graph import KnowledgeGraph
-from pmd.masking import mask_tokens
+from pmd.masking import WeightArray, mask_tokens
+from pmd.order import graph_places, ordered_rows
 from pmd.packing import PackedTexts, pack
 from pmd.serving.known import IntArray, KnownAnswers, spread
 from pmd.serving.texts import Templates
@@ -33,26 +34,30 @@ class TrainingTexts:
 
 @dataclass(frozen=True)
 class Batch:
-    """Q queries and C candidates. positive, negative: bool (Q, C); known answers that are neither take no part."""
+    """Q queries and C candidates. positive, negative: bool (Q, C); known answers that are neither take no part.
+
+    query_ids: int64 (Q,), places in the table of queries. entity_ids: int64 (C,), rising. heads: int64 (Q,).
+    known: the training answers of the queries, query (N,) and entity (N,). All but the targets stay on the CPU.
+    """
 
     queries: PackedTexts
     entities: PackedTexts
     positive: Tensor
     negative: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return Batch(
-            self.queries.to(device),
-            self.entities.to(device),
-            self.positive.to(device),
-            self.negative.to(device),
-        )
+    query_ids: IntArray
+    entity_ids: IntArray
+    heads: IntArray
+    known: tuple[IntArray, IntArray]
 
     @property
     def num_triples(self) -> int:
         """Directed training triples in this batch."""
         return int(self.positive.sum())
+
+    @property
+    def num_masked(self) -> int:
+        """Masked tokens of both sides."""
+        return self.queries.num_masked + self.entities.num_masked
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,16 @@ class Batching:
     """Whether a query's own head is one of its negatives."""
     answers_per_query: int | None
     """With `batch`: a query with more answers is split over several rows; null keeps all together."""
+    order: str = "random"
+    """`random`, or `graph`: batches follow a random walk over the training graph, so that entities repeat."""
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How much of an epoch is masked, and where: weights of every token of both tables, None for evenly."""
+
+    rate: float
+    weights: dict[str, WeightArray] | None = None
 
 
 def tokenise(
@@ -87,11 +102,12 @@ def tokenise(
     )
 
 
-def epoch_rows(known: KnownAnswers, batching: Batching, rng: np.random.Generator) -> list[IntArray]:
+def epoch_rows(texts: TrainingTexts, batching: Batching, rng: np.random.Generator) -> list[IntArray]:
     """One epoch's steps, each int64 (rows, 3): query index, first and last + 1 place of its answers.
 
     Every training answer of every directed query comes up exactly once an epoch.
     """
+    known = texts.known
     starts, ends = known.offsets[:-1], known.offsets[1:]
     query: IntArray = np.arange(len(starts))
     if batching.answers_per_query is not None:
@@ -99,15 +115,28 @@ def epoch_rows(known: KnownAnswers, batching: Batching, rng: np.random.Generator
         query, part = spread(np.zeros_like(parts), parts)
         starts = starts[query] + part * batching.answers_per_query
         ends = np.minimum(starts + batching.answers_per_query, ends[query])
-    rows = np.stack([query, starts, ends], axis=1)[rng.permutation(len(query))]
+    rows = np.stack([query, starts, ends], axis=1)
+    if batching.order == "graph":
+        heads = known.queries()[query, 0]
+        rows = ordered_rows(rows, heads, graph_places(texts.graph.neighbours(), rng), rng)
+        cuts = [rows[first : first + batching.batch_size] for first in range(0, len(rows), batching.batch_size)]
+        return [cuts[step] for step in rng.permutation(len(cuts))]
+    rows = rows[rng.permutation(len(rows))]
     return [rows[first : first + batching.batch_size] for first in range(0, len(rows), batching.batch_size)]
+
+
+def steps_per_epoch(known: KnownAnswers, batching: Batching) -> int:
+    """Steps of every epoch."""
+    most = batching.answers_per_query or max(1, known.num_entities)
+    rows = int((-(-np.diff(known.offsets) // most)).sum())
+    return -(-rows // batching.batch_size)
 
 
 def make_batch(
     texts: TrainingTexts,
     rows: IntArray,
     batching: Batching,
-    mask_rate: float,
+    masking: Masking,
     rng: np.random.Generator,
     *,
     shared_rows: bool,
@@ -120,45 +149,68 @@ def make_batch(
         candidates = np.arange(texts.graph.num_entities)
     else:
         candidates = np.unique(np.concatenate([answers, heads] if batching.self_negatives else [answers]))
-    positive, negative = _targets(texts.known, heads, relations, candidates, (answer_row, answers), batching)
-    queries, masked_queries = mask_tokens(texts.queries.take(rows[:, 0]), mask_rate, texts.tokenizer, rng)
-    entities, masked_entities = mask_tokens(texts.entities.take(candidates), mask_rate, texts.tokenizer, rng)
+    known = texts.known.pairs(heads, relations)
+    positive, negative = _targets(
+        heads, candidates, (answer_row, answers), known, batching, texts.graph.num_entities
+    )
+    weights = masking.weights or {}
+
+    def packed(side: str, table: TokenTable, taken: IntArray) -> PackedTexts:
+        own = weights[side][table.places(taken)] if side in weights else None
+        masked_table, masked = mask_tokens(table.take(taken), masking.rate, texts.tokenizer, rng, own)
+        return pack(masked_table, masked, shared_rows=shared_rows)
+
     return Batch(
-        queries=pack(queries, masked_queries, shared_rows=shared_rows),
-        entities=pack(entities, masked_entities, shared_rows=shared_rows),
+        queries=packed("query", texts.queries, rows[:, 0]),
+        entities=packed("entity", texts.entities, candidates),
         positive=torch.from_numpy(positive),
         negative=torch.from_numpy(negative),
+        query_ids=rows[:, 0],
+        entity_ids=candidates,
+        heads=heads,
+        known=known,
     )
 
 
 def _targets(
-    known: KnownAnswers,
     heads: IntArray,
-    relations: IntArray,
     candidates: IntArray,
     answers: tuple[IntArray, IntArray],
+    known: tuple[IntArray, IntArray],
     batching: Batching,
+    num_entities: int,
 ) -> tuple[IntArray, IntArray]:
     """Masks of positives and negatives, bool (Q, C). A known training answer is never a negative."""
-    column = np.full(known.num_entities, -1)
+    column = np.full(num_entities, -1)
     column[candidates] = np.arange(len(candidates))
-    negative = np.ones((len(heads), len(candidates)), dtype=bool)
-    query, entity = known.pairs(heads, relations)
-    seen = column[entity] >= 0
-    negative[query[seen], column[entity[seen]]] = False
-    own = column[heads]
-    if not batching.self_negatives:
-        rows = np.flatnonzero(own >= 0)
-        negative[rows, own[rows]] = False
+    negative = rivals(heads, column, len(candidates), known, self_negatives=batching.self_negatives)
     positive = np.zeros_like(negative)
     positive[answers[0], column[answers[1]]] = True
     return positive, negative
 
 
+def rivals(
+    heads: IntArray, column: IntArray, columns: int, known: tuple[IntArray, IntArray], *, self_negatives: bool
+) -> IntArray:
+    """Which of some candidates are negatives of which query, bool (Q, columns).
+
+    column: int64 (E,), each entity's column, -1 where it is no candidate. known: the queries' training answers as
+    query and entity, none of which is a negative; a query's own head is one only with `self_negatives`.
+    """
+    negative = np.ones((len(heads), columns), dtype=bool)
+    query, entity = known
+    seen = column[entity] >= 0
+    negative[query[seen], column[entity[seen]]] = False
+    if not self_negatives:
+        rows = np.flatnonzero(column[heads] >= 0)
+        negative[rows, column[heads[rows]]] = False
+    return negative
+
+
 def epoch_batches(
     texts: TrainingTexts,
     batching: Batching,
-    mask_rate: float,
+    masking: Masking,
     seed: tuple[int, ...],
     epoch: int,
     *,
@@ -166,7 +218,7 @@ def epoch_batches(
     shared_rows: bool,
 ) -> Iterator[Batch]:
     """The batches of one epoch from step `skip` on. The same seed gives the same batches, resumed or not."""
-    order = epoch_rows(texts.known, batching, np.random.default_rng([*seed, epoch, 0]))
+    order = epoch_rows(texts, batching, np.random.default_rng([*seed, epoch, 0]))
     for step in range(skip, len(order)):
         rng = np.random.default_rng([*seed, epoch, 1 + step])
-        yield make_batch(texts, order[step], batching, mask_rate, rng, shared_rows=shared_rows)
+        yield make_batch(texts, order[step], batching, masking, rng, shared_rows=shared_rows)

@@ -7,9 +7,10 @@ one, never a mixture.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pmd.errors import RunError
-from pmd.model import BiEncoder
 from pmd.serving.storage import atomic_file
 
-SCHEMA = "pmd-checkpoint/1"
+SCHEMA = "pmd-checkpoint/2"
+Sections: TypeAlias = dict[str, dict[str, Tensor]]
 
 
 @dataclass
@@ -33,62 +34,69 @@ class StageState:
     best_mrr: float = -1.0
     """Best filtered validation MRR, -1 before the first validation."""
     best_epoch: int = 0
+    best_valid: dict[str, Any] | None = None
+    """All validation metrics of the best epoch."""
     seconds: float = 0.0
     """Wall time spent in steps and validations, over all sittings."""
     triples: int = 0
     """Directed triples trained on."""
+    score_sum: float = 0.0
+    """Sum of the score losses of this epoch's steps."""
+    chunk_tokens: int | None = None
+    """Tokens that go through a tower with gradients at once, as memory allowed so far."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One record an epoch."""
 
 
-def save_checkpoint(
-    path: Path,
-    model: BiEncoder,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor] | None,
-    state: StageState,
-) -> None:
-    """Write the checkpoint, whole or not at all."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def save_checkpoint(path: Path, sections: Mapping[str, Mapping[str, Tensor]], state: StageState) -> None:
+    """Write the tensors of every section and the counters, whole or not at all."""
+    tensors = {
+        f"{section}.{name}": tensor.detach().cpu().contiguous()
+        for section, named in sections.items()
+        for name, tensor in named.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         save_file(tensors, partial, metadata={"schema": SCHEMA, "state": json.dumps(asdict(state))})
 
 
-def load_checkpoint(
-    path: Path, stage: str, model: BiEncoder, optimizer: torch.optim.Optimizer
-) -> tuple[StageState, dict[str, Tensor] | None]:
-    """Put a checkpoint back into `model` and `optimizer`; returns the counters and the best weights so far.
+def load_checkpoint(path: Path, stage: str) -> tuple[Sections, StageState]:
+    """A checkpoint's tensors by section, and its counters.
 
     Raises RunError if the file is damaged or belongs to another stage.
     """
+    sections: Sections = {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            for name in file.keys():
+                section, _, rest = name.partition(".")
+                sections.setdefault(section, {})[rest] = file.get_tensor(name)
         if metadata.get("schema") != SCHEMA:
             raise RunError(f"{path} has schema {metadata.get('schema')!r}; this version reads {SCHEMA!r}")
         state = StageState(**json.loads(metadata["state"]))
-        model.load_state_dict(_below(tensors, "model."))
-        optimizer.load_state_dict(_optimizer_state(_below(tensors, "optimizer."), optimizer))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise RunError(f"checkpoint {path} is damaged ({error}); remove it to train the stage again") from error
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, error) from error
     if state.stage != stage:
         raise RunError(f"checkpoint {path} belongs to stage {state.stage}, expected {stage}; remove it")
-    return state, _below(tensors, "best.") or None
+    return sections, state
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def damaged(path: Path, error: Exception) -> RunError:
+    """The error for a checkpoint that cannot be used."""
+    return RunError(f"checkpoint {path} is damaged ({error}); remove it to train the stage again")
 
 
-def _optimizer_state(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put such tensors back. Raises ValueError or KeyError if they are another optimiser's."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

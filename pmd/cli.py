@@ -44,7 +44,7 @@ def _numbers(kind: type) -> Any:
 @click.option("--data", metavar="DIR", help="Dataset folder (or shipped dataset) in place of the recipe's.")
 @click.option("--encoder", metavar="NAME|DIR", help="Pretrained encoder in place of the recipe's.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder. [default: runs/RECIPE]")
-@click.option("--method", metavar="NAME", help="pmd, pmd-no-mgfd, lkd or baseline.")
+@click.option("--method", metavar="NAME", help="pmd, pmd-no-mgfd, lkd, pkd or baseline.")
 @click.option("--grades", callback=_numbers(int), metavar="6,4,3", help="Layers of each student, in order.")
 @click.option(
     "--mask-rates", callback=_numbers(float), metavar="0.2,0.1,0", help="Share of tokens masked, one a grade."
@@ -78,7 +78,9 @@ def main(
     **options: Any,
 ) -> int:
     """Train a teacher and distil it into grades with fewer and fewer layers."""
-    require("train", "torch", "transformers", "safetensors", "pydantic", "yaml", "rich", "huggingface_hub")
+    require(
+        "train", "torch", "transformers", "safetensors", "pydantic", "yaml", "rich", "huggingface_hub", "accelerate"
+    )
     from pmd.datasets import load_graph
     from pmd.device import choose_device
     from pmd.plan import describe
@@ -94,7 +96,9 @@ def main(
         emit({"schema": "pmd-plan/1", **facts})
         return 0
     from pmd.ladder import train_ladder
+    from pmd.workers import Workers
 
+    workers = Workers.started(cpu=target.type == "cpu")
     folder = out or Path("runs") / Path(recipe).stem
     ladder, done = train_ladder(
         resolved,
@@ -104,7 +108,10 @@ def main(
         resume=resume,
         time_limit=time_limit,
         progress=show_progress(quiet),
+        workers=workers,
     )
+    if not workers.leads:
+        return 0 if done else EXIT_TIME_LIMIT
     _print_table(ladder)
     seconds = round(time.monotonic() - started, 3)
     emit(

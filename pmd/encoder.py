@@ -19,12 +19,20 @@ from transformers.utils import logging
 
 from pmd.errors import EncoderError
 from pmd.grade import without_pooler
-from pmd.model import BiEncoder
+from pmd.model import BiEncoder, share_towers
 from pmd.published import Published, published
 from pmd.serving.storage import sha256_of
 
 WEIGHTS = "model.safetensors"
 NEEDED = ("config.json", "tokenizer.json", WEIGHTS)
+DROPOUT_KEYS = (  # of BERT and its kin, DistilBERT, ModernBERT
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "attention_dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+)
 HUB_SECONDS = 10.0  # how long the hub may take to answer before the next source is tried
 
 
@@ -65,11 +73,11 @@ def resolve_encoder(name: str, sha256: str | None = None) -> EncoderFiles:
     raise EncoderError(f"encoder {name!r} not found ({'; '.join(reasons)})")
 
 
-def load_encoder(files: EncoderFiles, *, dropout: float, temperature: float) -> BiEncoder:
-    """Two towers with the same pretrained weights, to be trained apart."""
+def load_encoder(files: EncoderFiles, *, dropout: float, temperature: float, sharing: str = "none") -> BiEncoder:
+    """Two towers with the same pretrained weights, to be trained apart but for what they share."""
     try:
         config = AutoConfig.from_pretrained(files.folder)
-        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for key in DROPOUT_KEYS:
             if hasattr(config, key):
                 setattr(config, key, dropout)
         with _without_progress_bars():
@@ -81,7 +89,7 @@ def load_encoder(files: EncoderFiles, *, dropout: float, temperature: float) -> 
             ]
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EncoderError(f"{files.folder} cannot be loaded as an encoder: {error}") from error
-    return BiEncoder(without_pooler(towers[0]), without_pooler(towers[1]), temperature)
+    return share_towers(BiEncoder(without_pooler(towers[0]), without_pooler(towers[1]), temperature), sharing)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from pmd.checkpoint import StageState
 from pmd.losses import LossParts
 
+OnEpoch = Callable[[str, dict[str, Any]], None]
 STEP_EVENT_SECONDS = 5.0  # a step's losses are read (a GPU wait) and logged at most this often
 
 
 class Events:
     """Writes events.jsonl and, where wanted, draws progress."""
 
-    def __init__(self, path: Path, *, progress: bool) -> None:
+    def __init__(self, path: Path, *, progress: bool, record: bool = True, on_epoch: OnEpoch | None = None) -> None:
         self._path = path
+        self._record = record
+        self._on_epoch = on_epoch
         self._console = Console(stderr=True, quiet=not progress)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -50,12 +53,13 @@ class Events:
                 self._progress.remove_task(self._task)
                 self._task = None
 
+    def step_is_due(self, *, last: bool) -> bool:
+        """Whether to report this step: every few seconds, and at the end."""
+        return last or time.monotonic() - self._logged_at >= STEP_EVENT_SECONDS
+
     def step(self, stage: str, epoch: int, state: StageState, total: int, parts: LossParts) -> None:
-        """Report a step: every few seconds to the file, and on the live line."""
-        now = time.monotonic()
-        if now - self._logged_at < STEP_EVENT_SECONDS and state.step < total:
-            return
-        self._logged_at = now
+        """Report a step that is due, to the file and on the live line."""
+        self._logged_at = time.monotonic()
         losses = {name: float(value) for name, value in parts._asdict().items()}
         rate = state.triples / max(state.seconds, 1e-9)
         self._write("step", stage=stage, epoch=epoch, step=state.step, triples_per_second=rate, **losses)
@@ -73,11 +77,15 @@ class Events:
         self._write("epoch", stage=stage, **record)
         if record["valid_mrr"] is not None:
             self._valid = f"  valid MRR {record['valid_mrr']:.3f}"
+        if self._on_epoch is not None:
+            self._on_epoch(stage, record)
 
     def say(self, message: str) -> None:
         """A line for people."""
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def _write(self, event: str, **fields: Any) -> None:
+        if not self._record:
+            return
         with self._path.open("a", encoding="utf-8") as file:  # every few seconds: no handle to keep or lose
             file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")

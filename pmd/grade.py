@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from pmd.errors import GradeError
-from pmd.model import BiEncoder
+from pmd.errors import EncoderError, GradeError
+from pmd.model import BiEncoder, share_towers, unique_state
 from pmd.serving.storage import atomic_file, write_atomic
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer
@@ -54,6 +54,7 @@ def save_grade(folder: Path, model: BiEncoder, tokenizer_json: str, info: GradeI
         "max_tokens": info.max_tokens,
         "templates": info.templates.as_dict(),
         "width": model.width,
+        "share_towers": model.sharing,
         "encoder_config": model.query.config.to_dict(),
     }
     write_atomic(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, default=str).encode())
@@ -63,7 +64,7 @@ def save_grade(folder: Path, model: BiEncoder, tokenizer_json: str, info: GradeI
 
 def save_weights(path: Path, model: BiEncoder, metadata: dict[str, str] | None = None) -> None:
     """Write the model's tensors as float32 safetensors, whole or absent."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in unique_state(model).items()}
     with atomic_file(path) as partial:
         save_file(tensors, partial, metadata=metadata)
 
@@ -74,7 +75,7 @@ def load_grade(folder: Path) -> Grade:
     if missing:
         raise GradeError(f"{folder} is not a complete grade: missing {', '.join(missing)}; train it with pmd-train")
     config = _read_config(folder / CONFIG)
-    model = empty_model(config["encoder_config"])
+    model = empty_model(config["encoder_config"], str(config.get("share_towers", "none")))
     load_weights(folder / WEIGHTS, model)
     tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
     info = GradeInfo(
@@ -83,7 +84,7 @@ def load_grade(folder: Path) -> Grade:
     return Grade(model.eval(), TextTokenizer(tokenizer_json, info.max_tokens), tokenizer_json, info)
 
 
-def empty_model(encoder_config: dict[str, Any]) -> BiEncoder:
+def empty_model(encoder_config: dict[str, Any], sharing: str = "none") -> BiEncoder:
     """A bi-encoder of this architecture with weights still to be loaded. Raises GradeError on a bad config."""
     try:
         settings = dict(encoder_config)
@@ -91,7 +92,32 @@ def empty_model(encoder_config: dict[str, Any]) -> BiEncoder:
         towers = [without_pooler(AutoModel.from_config(config, attn_implementation="sdpa")) for _ in range(2)]
     except (KeyError, ValueError, TypeError) as error:
         raise GradeError(f"encoder_config describes no known architecture: {error}") from error
-    return BiEncoder(towers[0], towers[1], temperature=0.05)
+    return share_towers(BiEncoder(towers[0], towers[1], temperature=0.05), sharing)
+
+
+def check_survives_saving(model: BiEncoder) -> None:
+    """Raise EncoderError where a model would not be the same after saving and loading.
+
+    Some families decide by a layer's number what it does, so a cut stack is another model once it is rebuilt.
+    """
+    family, layers = model.query.config.model_type, model.depth
+    copy = empty_model(model.query.config.to_dict(), model.sharing)
+    try:
+        copy.load_state_dict(model.state_dict())
+    except RuntimeError as error:
+        raise EncoderError(
+            f"a {family} encoder cut to these {layers} layers cannot be rebuilt from its config; choose others"
+        ) from error
+    size = model.query.config.vocab_size
+    probe = torch.arange(size - 1, max(size - 9, 0), -1, device=model.device)[None]
+    was_training = model.training
+    with torch.no_grad():
+        ours, theirs = (m.eval().query(input_ids=probe).last_hidden_state for m in (model, copy.to(model.device)))
+    model.train(was_training)
+    if not torch.allclose(ours, theirs, atol=1e-4, rtol=1e-3):
+        raise EncoderError(
+            f"a {family} encoder cut to these {layers} layers is another one once it is rebuilt; choose others"
+        )
 
 
 def without_pooler(tower: PreTrainedModel) -> PreTrainedModel:
@@ -107,7 +133,7 @@ def load_weights(path: Path, model: BiEncoder) -> None:
         found = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise GradeError(f"{path} cannot be read as safetensors: {error}") from error
-    wanted = model.state_dict()
+    wanted = unique_state(model)
     if wrong := sorted(set(wanted) ^ set(found)):
         state = "missing" if wrong[0] in wanted else "unexpected"
         raise GradeError(f"{path}: tensor {wrong[0]} is {state}; the file does not match its config.json")
@@ -118,7 +144,7 @@ def load_weights(path: Path, model: BiEncoder) -> None:
             )
         if not torch.isfinite(tensor).all():
             raise GradeError(f"{path}: tensor {name} holds NaN or infinity; train the grade again")
-    model.load_state_dict(found)
+    model.load_state_dict(found, strict=False)  # names were compared above; shared tensors are there once
 
 
 def temperature_of(model: BiEncoder) -> float:

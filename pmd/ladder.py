@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,58 +16,24 @@ import torch
 from pmd.batches import TrainingTexts, tokenise
 from pmd.checkpoint import StageState
 from pmd.datasets.places import cache_folder
-from pmd.encoder import load_encoder, resolve_encoder
-from pmd.errors import RunError
+from pmd.device import keep_freed_memory, uses_bf16
+from pmd.encoder import EncoderFiles, load_encoder, resolve_encoder
+from pmd.errors import EncoderError, RunError
 from pmd.evaluation import evaluate_model
-from pmd.events import Events
-from pmd.grade import METRICS, GradeInfo, load_grade, save_grade
+from pmd.events import Events, OnEpoch
+from pmd.grade import METRICS, GradeInfo, check_survives_saving, load_grade, save_grade
 from pmd.graph import KnowledgeGraph
-from pmd.model import BiEncoder, even_layers
+from pmd.model import BiEncoder
 from pmd.recipe import Recipe
 from pmd.run import LADDER_SCHEMA, RunFolder, start_run, write_json
 from pmd.serving.known import KnownAnswers
 from pmd.serving.storage import atomic_folder
 from pmd.serving.tokenization import TextTokenizer
-from pmd.train import Schedule, StageTrainer, TimeLimitReached, Weights
-
-TEACHER, PRE_DISTILLED = "teacher", "pre-distilled"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One rung: what is trained, from which layers of what, taught by whom."""
-
-    number: int
-    name: str
-    grade: int
-    mask_rate: float
-    layers: tuple[int, ...]
-    """Layers kept of the source model."""
-    teacher: str | None
-    """The stage that teaches this one; None trains on the task loss alone."""
-    source: str
-    """The stage the layers come from, or `pretrained`."""
-
-
-def plan_stages(recipe: Recipe, depth: int) -> list[Stage]:
-    """The stages of a recipe for an encoder of `depth` layers. Raises RecipeError if a layer map does not fit."""
-    alone = recipe.method == "baseline"
-    stages = [] if alone else [Stage(0, TEACHER, depth, 0.0, tuple(range(depth)), None, "pretrained")]
-    for position, (grade, rate) in enumerate(zip(recipe.grades, recipe.mask_rates, strict=True)):
-        previous = None if alone else stages[-1]
-        source = previous if previous and recipe.student_init == "teacher" else None
-        stages.append(
-            Stage(
-                number=1 + position,
-                name=PRE_DISTILLED if grade == depth and not alone else f"grade-{grade}",
-                grade=grade,
-                mask_rate=0.0 if alone or recipe.method == "lkd" else rate,
-                layers=recipe.layer_maps.get(grade) or even_layers(source.grade if source else depth, grade),
-                teacher=previous.name if previous else None,
-                source=source.name if source else "pretrained",
-            )
-        )
-    return stages
+from pmd.stages import PRETRAINED, Stage, objective_of, plan_stages, stage_identities
+from pmd.teacher import Teacher
+from pmd.token_tables import content_key
+from pmd.train import Compute, Schedule, StageTrainer, TimeLimitReached
+from pmd.workers import Workers
 
 
 def train_ladder(
@@ -76,32 +45,93 @@ def train_ladder(
     resume: bool,
     time_limit: float | None,
     progress: bool,
+    on_epoch: OnEpoch | None = None,
+    reuse: Sequence[Path] = (),
+    workers: Workers | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Train every stage that is not finished yet. Returns ladder.json's contents and whether all stages are done.
 
     False means that the time limit (seconds) came first; the same call with `resume` goes on from there.
+    on_epoch: called with a stage's name and its record after each epoch. reuse: folders of other runs, whose
+    finished stages are copied where they are what this run would train, byte for byte. workers: the processes
+    that train together.
     """
+    workers = workers or Workers()
     deadline = time.monotonic() + time_limit if time_limit is not None else None
-    files = resolve_encoder(recipe.encoder, recipe.encoder_sha256)
+    keep_freed_memory()
+    encoders = _Encoders.load(recipe)
+    stages = plan_stages(recipe, encoders.teacher.depth, encoders.student_depth)
     folder = RunFolder(out)
-    pretrained = load_encoder(files, dropout=recipe.dropout, temperature=recipe.temperature)
-    stages = plan_stages(recipe, pretrained.depth)
-    start_run(folder, recipe, {"name": files.name, "sha256": files.sha256}, device, resume=resume)
-    tokenizer_json = (files.folder / "tokenizer.json").read_text(encoding="utf-8")
+    if workers.leads:
+        start_run(folder, recipe, encoders.facts, device, resume=resume)
+    workers.wait()
+    tokenizer = TextTokenizer(encoders.tokenizer_json, recipe.max_tokens)
+    origin = {
+        "texts": content_key(graph, tokenizer, recipe.templates),
+        "valid": hashlib.sha256(graph.valid.tobytes()).hexdigest(),
+        "encoders": encoders.facts,
+        "device": device.type,
+        "workers": workers.parts,
+    }
     ladder = _Ladder(
         recipe=recipe,
-        texts=tokenise(graph, TextTokenizer(tokenizer_json, recipe.max_tokens), recipe.templates, cache_folder()),
+        texts=tokenise(graph, tokenizer, recipe.templates, cache_folder()),
         known=graph.known(),
-        tokenizer_json=tokenizer_json,
-        encoder=files.name,
-        pretrained=pretrained,
+        encoders=encoders,
         stages=stages,
+        identities=stage_identities(recipe, stages, origin),
         folder=folder,
         device=device,
-        events=Events(folder.events, progress=progress),
+        events=Events(folder.events, progress=progress and workers.leads, record=workers.leads, on_epoch=on_epoch),
         deadline=deadline,
+        reuse=reuse,
+        workers=workers,
     )
     return ladder.train()
+
+
+@dataclass(frozen=True)
+class _Encoders:
+    """The pretrained encoders of a run: the teacher's, and the students' where it is another."""
+
+    teacher: BiEncoder
+    student: BiEncoder
+    teacher_name: str
+    student_name: str
+    tokenizer_json: str
+    facts: dict[str, str]
+
+    @classmethod
+    def load(cls, recipe: Recipe) -> _Encoders:
+        files = resolve_encoder(recipe.encoder, recipe.encoder_sha256)
+
+        def load(files: EncoderFiles) -> BiEncoder:
+            return load_encoder(
+                files, dropout=recipe.dropout, temperature=recipe.temperature, sharing=recipe.share_towers
+            )
+
+        facts = {"name": files.name, "sha256": files.sha256}
+        tokenizer_json = (files.folder / "tokenizer.json").read_text(encoding="utf-8")
+        teacher = load(files)
+        if recipe.student_encoder is None:
+            return cls(teacher, teacher, files.name, files.name, tokenizer_json, facts)
+        other = resolve_encoder(recipe.student_encoder)
+        _same_tokenizer(tokenizer_json, (other.folder / "tokenizer.json").read_text(encoding="utf-8"), other.name)
+        facts |= {"student_name": other.name, "student_sha256": other.sha256}
+        return cls(teacher, load(other), files.name, other.name, tokenizer_json, facts)
+
+    @property
+    def student_depth(self) -> int | None:
+        return None if self.student is self.teacher else self.student.depth
+
+
+def _same_tokenizer(ours: str, theirs: str, name: str) -> None:
+    """Raise EncoderError unless two encoders give every text the same ids: masks and positions must be the same."""
+    first, second = ({**json.loads(text), "truncation": None, "padding": None} for text in (ours, theirs))
+    if first != second:
+        raise EncoderError(
+            f"student_encoder {name} has another tokenizer than the encoder; both must read the same tokens"
+        )
 
 
 @dataclass
@@ -109,53 +139,63 @@ class _Ladder:
     recipe: Recipe
     texts: TrainingTexts
     known: KnownAnswers
-    tokenizer_json: str
-    encoder: str
-    pretrained: BiEncoder
+    encoders: _Encoders
     stages: list[Stage]
+    identities: dict[str, str]
     folder: RunFolder
     device: torch.device
     events: Events
     deadline: float | None
+    reuse: Sequence[Path]
+    workers: Workers
+    models: dict[str, BiEncoder] = field(default_factory=dict)
 
     def train(self) -> tuple[dict[str, Any], bool]:
-        models: dict[str, BiEncoder] = {}
         done = True
         for stage in self.stages:
-            if self._finished(stage):
+            if self._finished(stage) or self._taken_over(stage):
                 continue
             try:
-                models = {stage.name: self._train_stage(stage, models)}  # only the next teacher is kept in memory
+                self.models[stage.name] = self._train_stage(stage)
             except TimeLimitReached:
                 done = False
                 break
+            self._forget_models(after=stage)
             self._write_ladder()
         return self._write_ladder(), done
 
-    def _train_stage(self, stage: Stage, models: dict[str, BiEncoder]) -> BiEncoder:
-        teacher = self._model(stage.teacher, models) if stage.teacher else None
-        source = self._model(stage.source, models) if stage.source != "pretrained" else self.pretrained
+    def _train_stage(self, stage: Stage) -> BiEncoder:
+        teacher = Teacher(self._model(stage.teacher), stage.taught_inner) if stage.teacher else None
+        pretrained = self.encoders.student if stage.teacher else self.encoders.teacher
+        source = self._model(stage.source) if stage.source != PRETRAINED else pretrained
         student = source.cut(stage.layers).to(self.device).requires_grad_(True)
+        check_survives_saving(student)
         trainer = self._trainer(stage, student, teacher)
         with self.events.stage(stage.name):
             state = trainer.train()
         metrics = self._measure(stage, student, state)
-        info = GradeInfo(stage.name, self.encoder, self.recipe.max_tokens, self.recipe.templates)
-        with atomic_folder(self.folder.stage(stage.name)) as partial:
-            save_grade(partial, student, self.tokenizer_json, info)
-            write_json(partial / METRICS, metrics)
-        self.folder.checkpoint.unlink(missing_ok=True)
+        if self.workers.leads:
+            self._save(stage, student, metrics)
+        self.workers.wait()
         valid = metrics["valid"] and metrics["valid"]["mrr"]
         self.events.say(f"{stage.name}: {stage.grade} layers, valid MRR {valid}, {state.seconds:.0f} s")
         return student.eval()
 
-    def _trainer(self, stage: Stage, student: BiEncoder, teacher: BiEncoder | None) -> StageTrainer:
+    def _save(self, stage: Stage, student: BiEncoder, metrics: dict[str, Any]) -> None:
+        encoder = self.encoders.student_name if stage.teacher else self.encoders.teacher_name
+        info = GradeInfo(stage.name, encoder, self.recipe.max_tokens, self.recipe.templates)
+        with atomic_folder(self.folder.stage(stage.name)) as partial:
+            save_grade(partial, student, self.encoders.tokenizer_json, info)
+            write_json(partial / METRICS, metrics)
+        self.folder.checkpoint.unlink(missing_ok=True)
+
+    def _trainer(self, stage: Stage, student: BiEncoder, teacher: Teacher | None) -> StageTrainer:
         recipe = self.recipe
-        feature_weight = recipe.beta if recipe.method == "pmd" else 0.0
         return StageTrainer(
             stage=stage.name,
             student=student,
             teacher=teacher,
+            objective=objective_of(recipe, stage),
             texts=self.texts,
             known=self.known,
             batching=recipe.batching,
@@ -167,17 +207,20 @@ class _Ladder:
                 clip_norm=recipe.clip_norm,
                 mask_rate=stage.mask_rate,
                 seed=(recipe.seed, stage.number),
+                mask_schedule=recipe.mask_schedule,
+                mask_positions=recipe.mask_positions,
             ),
-            weights=Weights(recipe.alpha, feature_weight, recipe.score_scale, recipe.margin),
             checkpoint=self.folder.checkpoint,
             checkpoint_seconds=recipe.checkpoint_seconds,
             events=self.events,
             out_of_time=self._out_of_time,
+            earlier_batches=recipe.earlier_batches,
+            compute=Compute(recipe.chunk_tokens, uses_bf16(recipe.precision, self.device), recipe.compile),
+            workers=self.workers,
         )
 
     def _measure(self, stage: Stage, student: BiEncoder, state: StageState) -> dict[str, Any]:
         rerank = (self.recipe.rerank.hops, self.recipe.rerank.weight) if self.recipe.rerank else None
-        valid, _ = evaluate_model(student, self.texts, "valid", self.known)
         test, test_reranked = evaluate_model(student, self.texts, "test", self.known, rerank)
         return {
             "stage": stage.name,
@@ -187,23 +230,45 @@ class _Ladder:
             "layers": list(stage.layers),
             "source": stage.source,
             "teacher": stage.teacher,
+            "identity": self.identities[stage.name],
             "epochs": len(state.history),
             "best_epoch": state.best_epoch,
             "train_seconds": state.seconds,
             "triples_per_second": state.triples / max(state.seconds, 1e-9),
-            "valid": valid,
+            "valid": state.best_valid,
             "test": test,
             "test_reranked": test_reranked,
             "history": state.history,
         }
 
-    def _model(self, name: str, models: dict[str, BiEncoder]) -> BiEncoder:
-        if name in models:
-            return models[name]
-        return load_grade(self.folder.stage(name)).model.to(self.device)
+    def _model(self, name: str) -> BiEncoder:
+        if name not in self.models:
+            self.models[name] = load_grade(self.folder.stage(name)).model.to(self.device)
+        return self.models[name]
+
+    def _forget_models(self, after: Stage) -> None:
+        """Only what a later stage needs is kept in memory."""
+        later = [stage for stage in self.stages if stage.number > after.number]
+        needed = {name for stage in later for name in (stage.teacher, stage.source)}
+        self.models = {name: model for name, model in self.models.items() if name in needed}
 
     def _finished(self, stage: Stage) -> bool:
         return (self.folder.stage(stage.name) / METRICS).is_file()
+
+    def _taken_over(self, stage: Stage) -> bool:
+        """Copy a stage that another run finished, if its weights would be those this run would train."""
+        if self.folder.checkpoint.exists():
+            return False  # this stage is in training here
+        for run in self.reuse:
+            finished = run / stage.name
+            if _identity(finished / METRICS) == self.identities[stage.name]:
+                if self.workers.leads:
+                    with atomic_folder(self.folder.stage(stage.name)) as partial:
+                        shutil.copytree(finished, partial, dirs_exist_ok=True)
+                self.workers.wait()
+                self.events.say(f"{stage.name}: taken from {run}")
+                return True
+        return False
 
     def _write_ladder(self) -> dict[str, Any]:
         stages = [self._read_metrics(stage) for stage in self.stages if self._finished(stage)]
@@ -211,11 +276,12 @@ class _Ladder:
             "schema": LADDER_SCHEMA,
             "dataset": self.texts.graph.name,
             "method": self.recipe.method,
-            "encoder": self.encoder,
+            "encoder": self.encoders.teacher_name,
             "seed": self.recipe.seed,
             "stages": stages,
         }
-        write_json(self.folder.ladder, ladder)
+        if self.workers.leads:
+            write_json(self.folder.ladder, ladder)
         return ladder
 
     def _read_metrics(self, stage: Stage) -> dict[str, Any]:
@@ -227,3 +293,11 @@ class _Ladder:
 
     def _out_of_time(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+def _identity(metrics: Path) -> str | None:
+    try:
+        found = json.loads(metrics.read_text(encoding="utf-8")).get("identity")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(found) if found else None

@@ -1,4 +1,4 @@
-"""The three losses and their sum. Pure functions of tensors: no configuration, no state."""
+"""The losses and their sum. Pure functions of tensors: no configuration, no state."""
 
 from __future__ import annotations
 
@@ -41,23 +41,31 @@ def task_loss(
     return per_answer.sum() / positive.sum()
 
 
-def score_loss(student: Tensor, teacher: Tensor, scale: float) -> Tensor:
-    """Mean squared gap between two score matrices, (Q, C) cosines, both times `scale`. Scalar >= 0.
-
-    PMD (arXiv 2401.12997); neither the margin nor a learned temperature enters, so that the two sides measure the
-    same thing (docs/decisions/score-term.md).
-    """
-    return ((student - teacher) * scale).square().mean()
-
-
-def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared gap between hidden states at masked positions, (M, D); exactly 0 when nothing is masked.
-
-    The masked generation features of PMD (arXiv 2401.12997), before pooling.
-    """
-    if not len(student):
-        return student.sum()  # a zero that still has a gradient path
+def score_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared gap between two score matrices, (Q, C). Scalar >= 0. PMD (arXiv 2401.12997)."""
     return (student - teacher).square().mean()
+
+
+def margin_logits(scores: Tensor, positive: Tensor, inverse_temperature: Tensor, margin: float) -> Tensor:
+    """Cosines as the task loss sees them, (Q, C): the margin off the answers, times the inverse temperature."""
+    return (scores - margin * positive.to(scores.dtype)) * inverse_temperature
+
+
+def squared_gaps(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum of the squared gaps between two sets of states of one shape. Scalar >= 0, with a gradient path always.
+
+    A sum and not a mean, so that a batch that is encoded in sheets adds up to the same loss.
+    """
+    return (student - teacher).square().sum()
+
+
+def pooled_by_text(masked: Tensor, text: Tensor, num_texts: int) -> Tensor:
+    """Masked features summed over each text and scaled to unit length, (M, D) -> (N, D); zeros where none is.
+
+    The form of the paper's released code; a text's squared gap is then between 0 and 4.
+    """
+    sums = masked.new_zeros(num_texts, masked.shape[-1]).index_add(0, text, masked)
+    return sums * torch.rsqrt(sums.square().sum(dim=-1, keepdim=True).clamp_min(1e-12))
 
 
 def distillation_loss(task: Tensor, score: Tensor, feature: Tensor, alpha: float, beta: float) -> LossParts:

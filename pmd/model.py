@@ -23,10 +23,16 @@ ENCODE_TOKENS = 16_384  # tokens encoded at once outside training; bounds memory
 
 
 class TowerOutput(NamedTuple):
-    """vectors: (N, D) float, unit length. masked_features: (M, D) last hidden states at masked positions."""
+    """What a tower says of N texts.
+
+    vectors: (N, D), unit length. masked: (M, D), last hidden states at masked positions. masked_text: int64 (M,),
+    the text each of them is of. states: (N, I, D), unit length, pooled states of the inner layers asked for.
+    """
 
     vectors: Tensor
-    masked_features: Tensor
+    masked: Tensor
+    masked_text: Tensor
+    states: Tensor
 
 
 class BiEncoder(nn.Module):
@@ -49,8 +55,15 @@ class BiEncoder(nn.Module):
         return int(self.query.config.hidden_size)
 
     @property
+    def sharing(self) -> str:
+        """What the towers share: `none`, `embeddings` or `all`."""
+        if self.entity is self.query:
+            return "all"
+        return "embeddings" if self.entity.embeddings is self.query.embeddings else "none"
+
+    @property
     def num_parameters(self) -> int:
-        """Parameters of both towers and the temperature."""
+        """Parameters of both towers, shared ones once, and the temperature."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
@@ -63,13 +76,9 @@ class BiEncoder(nn.Module):
         """Whether several texts may share a row of this encoder."""
         return self.query.config.model_type in SHARED_ROW_FAMILIES
 
-    def encode_queries(self, texts: PackedTexts) -> TowerOutput:
-        """Vectors and masked features of query texts."""
-        return run_tower(self.query, texts)
-
-    def encode_entities(self, texts: PackedTexts) -> TowerOutput:
-        """Vectors and masked features of entity texts."""
-        return run_tower(self.entity, texts)
+    def tower(self, side: str) -> PreTrainedModel:
+        """The tower of a side, `query` or `entity`."""
+        return {"query": self.query, "entity": self.entity}[side]
 
     def cut(self, layers: Sequence[int]) -> BiEncoder:
         """A copy that keeps the given layers, 0-based and rising, and everything outside the stack."""
@@ -78,27 +87,62 @@ class BiEncoder(nn.Module):
                 f"layer map {list(layers)} does not fit an encoder of {self.depth} layers; "
                 f"use rising numbers from 0 to {self.depth - 1}"
             )
-        return BiEncoder(
-            cut_tower(self.query, layers),
-            cut_tower(self.entity, layers),
-            temperature=math.exp(-float(self.log_inverse_temperature.detach())),
-        ).to(self.device)
+        clone = copy.deepcopy(self)  # one copy of both: what the towers share they go on sharing
+        for tower in {id(tower): tower for tower in (clone.query, clone.entity)}.values():
+            stack = layer_stack(tower)
+            kept = [stack[index] for index in layers]
+            del stack[:]
+            stack.extend(kept)
+            tower.config.num_hidden_layers = len(kept)
+        return clone
 
 
-def run_tower(tower: PreTrainedModel, texts: PackedTexts) -> TowerOutput:
-    """Mean of each text's last hidden states, scaled to unit length, and the states at masked positions."""
-    real = texts.text >= 0
+def share_towers(model: BiEncoder, sharing: str) -> BiEncoder:
+    """The same model, its entity tower taking the query tower's embeddings, or all of it, or nothing."""
+    if sharing == "all":
+        model.entity = model.query
+    elif sharing == "embeddings":
+        model.entity.embeddings = model.query.embeddings
+    return model
+
+
+def unique_state(model: BiEncoder) -> dict[str, Tensor]:
+    """The model's tensors by name, each shared one once, under the query tower's name."""
+    first: dict[tuple[int, int], str] = {}
+    state = model.state_dict()
+    for name, tensor in state.items():
+        first.setdefault((tensor.data_ptr(), tensor.numel()), name)
+    return {name: state[name] for name in first.values()}
+
+
+def run_tower(tower: PreTrainedModel, texts: PackedTexts, inner: Sequence[int] = ()) -> TowerOutput:
+    """Mean of each text's last hidden states, scaled to unit length, and the states at masked positions.
+
+    inner: layers, 0-based, whose pooled states are wanted too.
+    """
+    inputs = {"input_ids": texts.ids, "output_hidden_states": bool(inner)}
     if texts.shared_rows:
-        hidden = tower(
-            input_ids=texts.ids,
-            token_type_ids=texts.types,
-            position_ids=texts.positions,
-            attention_mask=_block_mask(texts.text),
-        ).last_hidden_state
+        inputs |= {"token_type_ids": texts.types, "position_ids": texts.positions}
+        inputs |= {"attention_mask": _block_mask(texts.text)}
     else:
-        hidden = tower(input_ids=texts.ids, attention_mask=real.long()).last_hidden_state
-    sums = hidden.new_zeros(texts.num_texts, hidden.shape[-1]).index_add(0, texts.text[real], hidden[real])
-    return TowerOutput(unit_length(sums), hidden[texts.masked])  # the mean's divisor cancels in the unit length
+        inputs |= {"attention_mask": (texts.text >= 0).long()}
+    output = tower(**inputs)
+    hidden = output.last_hidden_state
+    states = [_pooled(output.hidden_states[1 + layer], texts) for layer in inner]
+    vectors = _pooled(hidden, texts)
+    return TowerOutput(
+        vectors=vectors,
+        masked=hidden[texts.masked],
+        masked_text=texts.text[texts.masked],
+        states=torch.stack(states, dim=1) if states else vectors.new_zeros(len(vectors), 0, vectors.shape[1]),
+    )
+
+
+def _pooled(hidden: Tensor, texts: PackedTexts) -> Tensor:
+    """(R, L, D) -> (N, D): the mean's divisor cancels in the unit length."""
+    real = texts.text >= 0
+    sums = hidden.new_zeros(texts.num_texts, hidden.shape[-1])
+    return unit_length(sums.index_add(0, texts.text[real], hidden[real]))
 
 
 def unit_length(vectors: Tensor) -> Tensor:
@@ -106,18 +150,28 @@ def unit_length(vectors: Tensor) -> Tensor:
     return vectors * torch.rsqrt(vectors.square().sum(dim=-1, keepdim=True).clamp_min(1e-12))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_table(model: BiEncoder, tower: str, table: TokenTable) -> Tensor:
     """Vectors of all texts of a table by one tower ("query" or "entity"), without masks or dropout. (N, D)."""
+    vectors = torch.empty(len(table), model.width, device=model.device)
+    for texts, output in encode_chunks(model, tower, table):
+        vectors[texts] = output.vectors.float()
+    return vectors
+
+
+@torch.no_grad()
+def encode_chunks(
+    model: BiEncoder, tower: str, table: TokenTable, inner: Sequence[int] = ()
+) -> Iterator[tuple[Tensor, TowerOutput]]:
+    """A table's texts through a tower, chunk by chunk: the chunk's places in the table, and what the tower says."""
     was_training = model.training
     model.eval()
-    vectors = torch.empty(len(table), model.width, device=model.device)
-    encode = model.encode_queries if tower == "query" else model.encode_entities
-    for chunk in _chunks(table):
-        packed = pack(table.take(chunk), shared_rows=model.shares_rows).to(model.device)
-        vectors[torch.from_numpy(chunk).to(model.device)] = encode(packed).vectors.float()
-    model.train(was_training)
-    return vectors
+    try:
+        for chunk in table_chunks(table):
+            packed = pack(table.take(chunk), shared_rows=model.shares_rows).to(model.device)
+            yield torch.from_numpy(chunk).to(model.device), run_tower(model.tower(tower), packed, inner)
+    finally:
+        model.train(was_training)
 
 
 def layer_stack(tower: PreTrainedModel) -> nn.ModuleList:
@@ -127,17 +181,6 @@ def layer_stack(tower: PreTrainedModel) -> nn.ModuleList:
     if not stacks:
         raise EncoderError(f"no stack of {depth} layers found in a {tower.config.model_type} encoder")
     return stacks[0]
-
-
-def cut_tower(tower: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """A deep copy of a tower with only the given layers."""
-    clone = copy.deepcopy(tower)
-    stack = layer_stack(clone)
-    kept = [stack[index] for index in layers]
-    del stack[:]
-    stack.extend(kept)
-    clone.config.num_hidden_layers = len(kept)
-    return clone
 
 
 def even_layers(source: int, target: int) -> tuple[int, ...]:
@@ -155,7 +198,7 @@ def _block_mask(text: Tensor) -> Tensor:
     return same.float()  # transformers 4 turns (R, L, L) ones and zeros into its additive mask
 
 
-def _chunks(table: TokenTable) -> Iterator[np.ndarray]:
+def table_chunks(table: TokenTable) -> Iterator[np.ndarray]:
     """Text indices in chunks of similar length, each of about ENCODE_TOKENS tokens."""
     order = np.argsort(table.lengths, kind="stable")
     block = np.cumsum(table.lengths[order]) // ENCODE_TOKENS

@@ -8,13 +8,15 @@ import numpy as np
 import yaml
 from transformers import AutoConfig
 
-from pmd.batches import epoch_rows, make_batch, tokenise
+from pmd.batches import Masking, epoch_rows, make_batch, steps_per_epoch, tokenise
 from pmd.datasets.places import cache_folder
 from pmd.encoder import resolve_encoder
 from pmd.graph import KnowledgeGraph
-from pmd.ladder import plan_stages
+from pmd.model import SHARED_ROW_FAMILIES
+from pmd.packing import padding_share
 from pmd.recipe import Recipe
 from pmd.serving.tokenization import TextTokenizer
+from pmd.stages import plan_stages
 
 BYTES = 4  # float32
 ADAM_COPIES = 4  # weights, gradients, two moments
@@ -24,11 +26,15 @@ def describe(recipe: Recipe, graph: KnowledgeGraph) -> tuple[str, dict[str, Any]
     """The plan as text for people and as facts for machines: recipe, texts, steps, tokens, memory estimate."""
     files = resolve_encoder(recipe.encoder, recipe.encoder_sha256)
     config = AutoConfig.from_pretrained(files.folder)
-    stages = plan_stages(recipe, config.num_hidden_layers)
+    stages = plan_stages(recipe, config.num_hidden_layers, _student_depth(recipe))
     tokenizer = TextTokenizer((files.folder / "tokenizer.json").read_text(encoding="utf-8"), recipe.max_tokens)
     texts = tokenise(graph, tokenizer, recipe.templates, cache_folder())
-    steps = epoch_rows(texts.known, recipe.batching, np.random.default_rng([recipe.seed, 0]))
-    batch = make_batch(texts, steps[0], recipe.batching, 0.0, np.random.default_rng(recipe.seed), shared_rows=True)
+    rng = np.random.default_rng([recipe.seed, 0])
+    rows = epoch_rows(texts, recipe.batching, rng)[0]
+    shared_rows = config.model_type in SHARED_ROW_FAMILIES
+    batch = make_batch(texts, rows, recipe.batching, Masking(0.0), rng, shared_rows=shared_rows)
+    steps = steps_per_epoch(texts.known, recipe.batching)
+    sheets = [*batch.queries.sheets(recipe.chunk_tokens), *batch.entities.sheets(recipe.chunk_tokens)]
     tokens = int((batch.queries.text >= 0).sum() + (batch.entities.text >= 0).sum())
     facts = {
         "dataset": graph.name,
@@ -41,10 +47,14 @@ def describe(recipe: Recipe, graph: KnowledgeGraph) -> tuple[str, dict[str, Any]
             "queries": len(texts.queries),
         },
         "encoder": {"name": files.name, "source": files.source, "sha256": files.sha256},
-        "steps_per_epoch": len(steps),
+        "steps_per_epoch": steps,
+        "triples_per_step": batch.num_triples,
+        "candidates_per_step": batch.entities.num_texts,
         "tokens_per_step": tokens,
-        "padding_share": round((batch.queries.padding_share + batch.entities.padding_share) / 2, 4),
-        "memory_bytes": _memory(files.folder / "model.safetensors", config, tokens),
+        "padding_share": round(padding_share(sheets), 4),
+        "memory_bytes": _memory(
+            files.folder / "model.safetensors", config, min(tokens, 2 * (recipe.chunk_tokens or tokens))
+        ),
         "stages": [
             {
                 "stage": s.name,
@@ -53,11 +63,18 @@ def describe(recipe: Recipe, graph: KnowledgeGraph) -> tuple[str, dict[str, Any]
                 "mask_rate": s.mask_rate,
                 "teacher": s.teacher,
             }
-            | {"epochs": recipe.epochs_of(s.name), "steps": recipe.epochs_of(s.name) * len(steps)}
+            | {"epochs": recipe.epochs_of(s.name), "steps": recipe.epochs_of(s.name) * steps}
             for s in stages
         ],
     }
     return _as_text(recipe, graph, recipe.templates, facts), facts
+
+
+def _student_depth(recipe: Recipe) -> int | None:
+    if recipe.student_encoder is None:
+        return None
+    other = resolve_encoder(recipe.student_encoder)
+    return int(AutoConfig.from_pretrained(other.folder).num_hidden_layers)
 
 
 def _memory(weights: Any, config: Any, tokens: int) -> int:

@@ -15,7 +15,7 @@ from pmd.batches import Batching
 from pmd.errors import RecipeError
 from pmd.serving.texts import Templates
 
-Method = Literal["pmd", "pmd-no-mgfd", "lkd", "baseline"]
+Method = Literal["pmd", "pmd-no-mgfd", "lkd", "pkd", "baseline"]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -40,6 +40,10 @@ class Recipe(BaseModel):
     """A folder, a hub name, or all-MiniLM-L6-v2."""
     encoder_sha256: str | None = None
     """What the encoder's weights file must hash to; known for published names."""
+    student_encoder: str | None = None
+    """A narrower encoder with the same tokenizer that the students are cut from; null takes the teacher's."""
+    share_towers: Literal["none", "embeddings", "all"] = "none"
+    """What the query tower and the entity tower have in common."""
     method: Method = "pmd"
     grades: tuple[Count, ...]
     """Layers of each student, in order. One as deep as the teacher is the pre-distilled stage."""
@@ -49,12 +53,22 @@ class Recipe(BaseModel):
     """Layers a grade keeps of its source, where even spacing is not wanted: {3: [2, 6, 10]}."""
     student_init: Literal["teacher", "pretrained"] = "teacher"
     """Whether a student's layers come from the teacher of its step or from the pretrained encoder."""
+    taught_by: Literal["previous", "teacher"] = "previous"
+    """Whether a student learns from the stage before it or straight from the first teacher."""
+    mask_positions: Literal["uniform", "salience", "rarity"] = "uniform"
+    """Which tokens are masked: any, those that carry the teacher's vector, or rare ones."""
+    mask_schedule: Literal["fixed", "linear", "gap"] = "fixed"
+    """The mask rate over a stage's epochs: constant, falling to 0, or falling with the gap to the teacher."""
     alpha: Share = 0.1
     """Weight of the score term."""
     beta: Share = 0.1
-    """Weight of the masked-feature term; it counts as 0 where nothing is masked."""
+    """Weight of the feature term; it counts as 0 where there is none."""
+    feature_term: Literal["positions", "pooled"] = "positions"
+    """Compare hidden states at masked positions, or their pooled and normalised sums by text (released code)."""
+    score_form: Literal["cosine", "logit"] = "cosine"
+    """Compare cosines, or logits as the released code does: the student's with margin and temperature."""
     score_scale: Positive = 1.0
-    """Factor on both sides of the score term: 1 compares cosines, 20 compares logits at temperature 0.05."""
+    """Factor on both sides of a cosine score term: 20 compares at the scale of temperature 0.05."""
     epochs: Count
     stage_epochs: dict[str, Count] = {}
     """Epochs of single stages (teacher, pre-distilled, grade-3, …) where they differ from `epochs`."""
@@ -63,7 +77,19 @@ class Recipe(BaseModel):
     candidates: Literal["all", "batch"] = "batch"
     """Who competes: every entity, or the answers and heads of the step's queries."""
     self_negatives: bool = True
+    """Whether a query's own head is one of its negatives."""
     answers_per_query: Count | None = None
+    """Queries with more answers are split over several rows of a batch; null keeps all together."""
+    order: Literal["random", "graph"] = "random"
+    """Whether batches are drawn at random or follow the graph, so that entities repeat and are encoded once."""
+    earlier_batches: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    """Entities of this many batches before go on competing by their last vectors; `all` keeps every entity."""
+    chunk_tokens: Annotated[int, Field(ge=64)] | None = None
+    """Tokens that go through a tower with gradients at once (gradient caching); null takes a batch whole."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of matrix products; auto is bf16 where the processor computes in it."""
+    compile: bool = False
+    """Compile the student's towers (torch.compile)."""
     lr: Positive
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1e-4
     clip_norm: Positive = 10.0
@@ -104,7 +130,7 @@ class Recipe(BaseModel):
     @property
     def batching(self) -> Batching:
         """How an epoch is cut into steps."""
-        return Batching(self.batch_size, self.candidates, self.self_negatives, self.answers_per_query)
+        return Batching(self.batch_size, self.candidates, self.self_negatives, self.answers_per_query, self.order)
 
     def epochs_of(self, stage: str) -> int:
         """Epochs of one stage."""

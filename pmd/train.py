@@ -1,33 +1,37 @@
-"""Train one stage: the loop, the step, the learning rate, the best checkpoint."""
+"""Train one stage: the loop, the learning rate, the best checkpoint."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
-from pmd.batches import Batch, Batching, TrainingTexts, epoch_batches, epoch_rows
-from pmd.checkpoint import StageState, load_checkpoint, save_checkpoint
+from pmd.batches import Batch, Batching, Masking, TrainingTexts, epoch_batches, steps_per_epoch
+from pmd.checkpoint import (
+    StageState,
+    damaged,
+    load_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+)
 from pmd.errors import TrainingError
 from pmd.evaluation import evaluate_model
 from pmd.events import Events
-from pmd.losses import LossParts, distillation_loss, feature_loss, score_loss, task_loss
-from pmd.model import BiEncoder
+from pmd.losses import LossParts
+from pmd.masking import epoch_mask_rate, token_weights
+from pmd.memory import EntityMemory
+from pmd.model import BiEncoder, encode_table, unique_state
+from pmd.prefetch import ahead
 from pmd.serving.known import KnownAnswers
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What the loss is made of."""
-
-    alpha: float
-    beta: float
-    score_scale: float
-    margin: float
+from pmd.step import Learner, Objective, Precision, train_step
+from pmd.teacher import Teacher
+from pmd.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,17 @@ class Schedule:
     clip_norm: float
     mask_rate: float
     seed: tuple[int, ...]
+    mask_schedule: str = "fixed"
+    mask_positions: str = "uniform"
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a step is computed; of these only bf16 moves its numbers by more than rounding."""
+
+    chunk_tokens: int | None = None
+    bf16: bool = False
+    compiled: bool = False
 
 
 class TimeLimitReached(Exception):
@@ -55,174 +70,245 @@ def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
     return peak * (total - step) / max(1, total - warmup)
 
 
-def train_step(
-    student: BiEncoder,
-    teacher: BiEncoder | None,
-    batch: Batch,
-    weights: Weights,
-    optimizer: torch.optim.Optimizer,
-    clip_norm: float,
-) -> LossParts:
-    """One optimiser step: the only place in the project where gradients are made."""
-    parts = step_losses(student, teacher, batch, weights)
-    optimizer.zero_grad(set_to_none=True)
-    parts.total.backward()
-    torch.nn.utils.clip_grad_norm_(student.parameters(), clip_norm)
-    optimizer.step()
-    return parts.detach()
-
-
-def step_losses(student: BiEncoder, teacher: BiEncoder | None, batch: Batch, weights: Weights) -> LossParts:
-    """The losses of a batch; without a teacher, or with nothing masked, the terms that need one are 0."""
-    query, entity = student.encode_queries(batch.queries), student.encode_entities(batch.entities)
-    scores = query.vectors @ entity.vectors.T
-    inverse_temperature = student.log_inverse_temperature.exp()
-    task = task_loss(scores, batch.positive, batch.negative, inverse_temperature, weights.margin)
-    zero = task.new_zeros(())
-    if teacher is None:
-        return distillation_loss(task, zero, zero, alpha=0.0, beta=0.0)
-    with torch.no_grad():  # the teacher is in eval mode: no dropout, no graph, once a batch
-        taught_query, taught_entity = (
-            teacher.encode_queries(batch.queries),
-            teacher.encode_entities(batch.entities),
-        )
-    score = score_loss(scores, taught_query.vectors @ taught_entity.vectors.T, weights.score_scale)
-    beta = weights.beta if batch.queries.masked.any() or batch.entities.masked.any() else 0.0
-    if not beta:
-        return distillation_loss(task, score, zero, weights.alpha, 0.0)
-    feature = feature_loss(
-        torch.cat([query.masked_features, entity.masked_features]),
-        torch.cat([taught_query.masked_features, taught_entity.masked_features]),
-    )
-    return distillation_loss(task, score, feature, weights.alpha, beta)
-
-
 @dataclass
 class StageTrainer:
-    """One stage in training: owns the model, the optimiser, and the counters that a checkpoint holds."""
+    """Trains `student` in place, and leaves it with the weights of its best epoch.
+
+    Validation after every epoch decides which weights are kept; a graph without validation triples keeps the last.
+    Two runs with the same settings on the same processor give the same bytes, resumed or not.
+    """
 
     stage: str
     student: BiEncoder
-    teacher: BiEncoder | None
+    teacher: Teacher | None
+    objective: Objective
     texts: TrainingTexts
     known: KnownAnswers
+    """Known answers of all splits, for filtered validation."""
     batching: Batching
     schedule: Schedule
-    weights: Weights
     checkpoint: Path
     checkpoint_seconds: float
     events: Events
     out_of_time: Callable[[], bool]
+    earlier_batches: int | Literal["all"] = 0
+    compute: Compute = field(default_factory=Compute)
+    workers: Workers = field(default_factory=Workers)
 
     def train(self) -> StageState:
-        """Train to the end, from the checkpoint if there is one; the student ends with its best weights.
-
-        The best epoch is the one with the highest filtered validation MRR (the last one where the graph has no
-        validation triples). Raises TimeLimitReached when the time is up, TrainingError on a loss that is not
-        finite.
-        """
-        self._optimizer = torch.optim.AdamW(
-            self.student.parameters(),
-            lr=self.schedule.lr,
-            weight_decay=self.schedule.weight_decay,
-            fused=True,
-        )
-        self._state, self._best = StageState(self.stage), None
-        if self.checkpoint.is_file():
-            self._state, self._best = load_checkpoint(self.checkpoint, self.stage, self.student, self._optimizer)
+        """Run or resume the stage. Raises TimeLimitReached, or TrainingError if the loss is not finite."""
+        self._learner = self._make_learner()
+        self._best: dict[str, Tensor] | None = None
+        self._state = StageState(self.stage, chunk_tokens=self.compute.chunk_tokens)
+        self._per_epoch = steps_per_epoch(self.texts.known, self.batching)
+        if self.checkpoint.exists():
+            self._restore()
+        elif self.earlier_batches == "all":
+            self._fill_memory(encode_table(self.student, "entity", self.texts.entities))
         self._saved_at = self._resumed_at = time.monotonic()
         self._seconds_before = self._state.seconds
-        per_epoch = len(epoch_rows(self.texts.known, self.batching, np.random.default_rng(0)))
-        if self.teacher is not None:
-            self.teacher.eval().requires_grad_(False)
+        weights = self._prepare_teacher()
         for epoch in range(len(self._state.history), self.schedule.epochs):
-            self._train_epoch(epoch, per_epoch)
+            self._train_epoch(epoch, Masking(self._mask_rate(epoch), weights))
             self._finish_epoch(epoch)
         if self._best is not None:
-            self.student.load_state_dict(self._best)
+            self.student.load_state_dict(self._best, strict=False)
         return self._state
 
-    def _train_epoch(self, epoch: int, per_epoch: int) -> None:
+    def _make_learner(self) -> Learner:
+        projection = self._projection()
+        parameters = [*self.student.parameters(), *(projection.parameters() if projection is not None else ())]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=self.schedule.lr, weight_decay=self.schedule.weight_decay, fused=True
+        )
+        if self.compute.compiled:
+            self.student.query.compile(dynamic=True)
+            self.student.entity.compile(dynamic=True)
+        memory = None
+        if self.earlier_batches:
+            horizon = None if self.earlier_batches == "all" else self.earlier_batches
+            vectors = torch.zeros(self.texts.graph.num_entities, self.student.width, device=self.student.device)
+            memory = EntityMemory(vectors, horizon, self.batching.self_negatives)
+        return Learner(
+            student=self.student,
+            optimizer=optimizer,
+            objective=self.objective,
+            clip_norm=self.schedule.clip_norm,
+            teacher=self.teacher,
+            projection=projection,
+            memory=memory,
+            workers=self.workers,
+            precision=Precision(self.student.device.type, self.compute.bf16),
+        )
+
+    def _projection(self) -> nn.Linear | None:
+        """From the student's width to the teacher's where states of different width are compared."""
+        if self.teacher is None or self.teacher.model.width == self.student.width or not self.objective.compares:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.schedule.seed[0])
+            projection = nn.Linear(self.student.width, self.teacher.model.width, bias=False)
+            nn.init.orthogonal_(projection.weight)
+        return projection.to(self.student.device)
+
+    def _prepare_teacher(self) -> dict[str, Any] | None:
+        """What can be known of the teacher before the first step. Returns the mask weights of every token."""
+        tables = {"query": self.texts.queries, "entity": self.texts.entities}
+        if self.teacher is None:
+            return None
+        if self.schedule.mask_rate == 0.0:
+            self.teacher.remember(tables)
+            return None
+        return token_weights(self.schedule.mask_positions, self.teacher.model, tables)
+
+    def _mask_rate(self, epoch: int) -> float:
+        schedule = self.schedule
+        gaps = [record["score"] for record in self._state.history]
+        return epoch_mask_rate(schedule.mask_schedule, schedule.mask_rate, epoch, schedule.epochs, gaps)
+
+    def _train_epoch(self, epoch: int, masking: Masking) -> None:
         self.student.train()
         schedule, state = self.schedule, self._state
         batches = epoch_batches(
             self.texts,
             self.batching,
-            schedule.mask_rate,
+            masking,
             schedule.seed,
             epoch,
-            skip=state.step - epoch * per_epoch,
+            skip=state.step - epoch * self._per_epoch,
             shared_rows=self.student.shares_rows,
         )
-        for batch in batches:
-            self._set_learning_rate(
-                learning_rate(state.step, schedule.epochs * per_epoch, schedule.warmup_steps, schedule.lr)
-            )
-            with torch.random.fork_rng(devices=_cuda_devices(self.student.device)):
-                torch.manual_seed(
-                    _step_seed(schedule.seed, state.step)
-                )  # dropout; the step alone decides its masks
-                parts = train_step(
-                    self.student,
-                    self.teacher,
-                    batch.to(self.student.device),
-                    self.weights,
-                    self._optimizer,
-                    schedule.clip_norm,
-                )
+        score_sum = torch.tensor(state.score_sum, dtype=torch.float64, device=self.student.device)
+        for batch in ahead(batches) if self.student.device.type == "cuda" else batches:
+            parts = self._train_batch(batch)
+            score_sum += parts.score
             state.step += 1
             state.triples += batch.num_triples
-            self._report(epoch, parts, schedule.epochs * per_epoch)
-            self._save_if_due()
+            self._report(epoch, parts)
+            self._save_if_due(score_sum)
+        state.score_sum = float(score_sum)
+
+    def _train_batch(self, batch: Batch) -> LossParts:
+        schedule, state, learner = self.schedule, self._state, self._learner
+        total = schedule.epochs * self._per_epoch
+        lr = learning_rate(state.step, total, schedule.warmup_steps, schedule.lr)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = lr
+        while True:
+            try:  # the seed of dropout: the step alone decides it, as it decides the masks
+                return train_step(learner, batch, state.step, (*schedule.seed, state.step), state.chunk_tokens)
+            except RuntimeError as error:
+                if self.workers.parts > 1 or not _out_of_memory(error):
+                    raise
+                state.chunk_tokens = _smaller_chunk(batch, state.chunk_tokens)
+            self.events.say(f"{self.stage}: out of memory; going on with {state.chunk_tokens} tokens at a time")
+            torch.cuda.empty_cache()
 
     def _finish_epoch(self, epoch: int) -> None:
         """Validate, and keep the weights if they are the best so far."""
         state = self._state
-        metrics, _ = evaluate_model(self.student, self.texts, "valid", self.known)
+        entities = None
+        if len(self.texts.graph.valid) or self.earlier_batches == "all":
+            entities = encode_table(self.student, "entity", self.texts.entities)
+        if self.earlier_batches == "all" and entities is not None:
+            self._fill_memory(entities)
+        metrics, _ = evaluate_model(self.student, self.texts, "valid", self.known, entities=entities)
+        metrics = self.workers.agreed(metrics)
         mrr = metrics["mrr"] if metrics else float(epoch)
         if mrr > state.best_mrr:
-            state.best_mrr, state.best_epoch = mrr, epoch + 1
-            self._best = {name: tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items()}
+            state.best_mrr, state.best_epoch, state.best_valid = mrr, epoch + 1, metrics
+            self._best = {name: tensor.cpu().clone() for name, tensor in unique_state(self.student).items()}
         self._count_time()
         record = {
             "epoch": epoch + 1,
             "step": state.step,
             "valid_mrr": metrics and metrics["mrr"],
             "seconds": state.seconds,
+            "score": state.score_sum / self._per_epoch,
         }
+        state.score_sum = 0.0
         state.history.append(record)
         self.events.epoch(self.stage, record)
 
-    def _report(self, epoch: int, parts: LossParts, total_steps: int) -> None:
+    def _fill_memory(self, entities: Tensor) -> None:
+        if self._learner.memory is not None:
+            self._learner.memory.fill(entities, self._state.step)
+
+    def _report(self, epoch: int, parts: LossParts) -> None:
         self._count_time()
+        due = self.events.step_is_due(last=self._state.step == self.schedule.epochs * self._per_epoch)
+        if due or self.student.device.type == "cpu":  # reading a number makes the CPU wait for a GPU
+            self._check_finite(parts)
+        if due:
+            self.events.step(self.stage, epoch + 1, self._state, self.schedule.epochs * self._per_epoch, parts)
+        self._parts = parts
+
+    def _check_finite(self, parts: LossParts) -> None:
         if not torch.isfinite(parts.total):
             raise TrainingError(
                 f"{self.stage}: the loss of step {self._state.step} is not finite; lower lr, "
                 f"which is {self.schedule.lr:g}"
             )
-        self.events.step(self.stage, epoch + 1, self._state, total_steps, parts)
 
-    def _save_if_due(self) -> None:
+    def _save_if_due(self, score_sum: Tensor) -> None:
         """Checkpoint at the interval and at the time limit; never changes what is computed."""
-        stop = self.out_of_time()
-        if stop or time.monotonic() - self._saved_at >= self.checkpoint_seconds:
+        due = time.monotonic() - self._saved_at >= self.checkpoint_seconds
+        stop, due = self.workers.agreed((self.out_of_time(), due))
+        if stop or due:
+            self._check_finite(self._parts)
+            self._state.score_sum = float(score_sum)
             self._count_time()
-            save_checkpoint(self.checkpoint, self.student, self._optimizer, self._best, self._state)
+            if self.workers.leads:
+                save_checkpoint(self.checkpoint, self._sections(), self._state)
             self._saved_at = time.monotonic()
         if stop:
+            self.workers.wait()
             raise TimeLimitReached(self.stage)
+
+    def _sections(self) -> dict[str, dict[str, Tensor]]:
+        learner = self._learner
+        sections = {
+            "model": unique_state(self.student),
+            "optimizer": optimizer_tensors(learner.optimizer),
+            "best": self._best or {},
+        }
+        if learner.projection is not None:
+            sections["projection"] = dict(learner.projection.state_dict())
+        if learner.memory is not None:
+            sections["memory"] = learner.memory.state()
+        return sections
+
+    def _restore(self) -> None:
+        """Go on from the checkpoint. Raises RunError if it is damaged or another stage's."""
+        sections, self._state = load_checkpoint(self.checkpoint, self.stage)
+        learner = self._learner
+        try:
+            if set(sections["model"]) != set(unique_state(self.student)):
+                raise KeyError("other tensors than this model's")
+            self.student.load_state_dict(sections["model"], strict=False)
+            load_optimizer(learner.optimizer, sections["optimizer"])
+            if learner.projection is not None:
+                learner.projection.load_state_dict(sections["projection"])
+            if learner.memory is not None:
+                learner.memory.load(sections["memory"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise damaged(self.checkpoint, error) from error
+        self._best = sections.get("best")
 
     def _count_time(self) -> None:
         self._state.seconds = self._seconds_before + time.monotonic() - self._resumed_at
 
-    def _set_learning_rate(self, lr: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+
+LEAST_CHUNK = 256  # tokens; a batch that does not fit in such chunks does not fit
 
 
-def _step_seed(seed: tuple[int, ...], step: int) -> int:
-    return int(np.random.SeedSequence([*seed, step]).generate_state(1, np.uint64)[0] >> 1)
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
+def _smaller_chunk(batch: Batch, chunk_tokens: int | None) -> int:
+    """Half of what was tried. Raises TrainingError where that is less than a chunk can be."""
+    tried = chunk_tokens or max(batch.queries.text.numel(), batch.entities.text.numel())
+    if tried <= LEAST_CHUNK:
+        raise TrainingError(f"out of memory even with {tried} tokens at a time; lower batch_size")
+    return max(LEAST_CHUNK, tried // 2)

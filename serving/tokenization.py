@@ -41,10 +41,13 @@ class TokenTable:
 
     def take(self, texts: IntArray) -> TokenTable:
         """The table of the given texts, in the given order."""
-        lengths = self.lengths[texts]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        _, place = spread(self.offsets[:-1][texts], lengths)
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[texts])]).astype(np.int64)
+        place = self.places(texts)
         return TokenTable(self.ids[place], self.types[place], offsets)
+
+    def places(self, texts: IntArray) -> IntArray:
+        """Where the tokens of the given texts stand in the flat arrays, text after text."""
+        return spread(self.offsets[:-1][texts], self.lengths[texts])[1]
 
     def padded(self, pad_id: int) -> dict[str, IntArray]:
         """The texts as one padded batch of the usual three inputs, int64 (N, L)."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pmd.batches import Batching, epoch_batches, epoch_rows, make_batch, tokenise
+from pmd.batches import Batching, Masking, epoch_batches, epoch_rows, make_batch, tokenise
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer
 from tests.tiny_encoder import tiny_graph, tiny_tokenizer
@@ -27,7 +27,7 @@ def train_answers(graph):
 @pytest.mark.parametrize("batching", [ALL, IN_BATCH])
 def test_an_epoch_holds_every_directed_training_triple_once(texts, batching):
     seen = []
-    for rows in epoch_rows(texts.known, batching, np.random.default_rng(0)):
+    for rows in epoch_rows(texts, batching, np.random.default_rng(0)):
         assert len(rows) <= batching.batch_size
         for query, start, end in rows:
             head, relation = texts.known.queries()[query]
@@ -39,8 +39,8 @@ def test_an_epoch_holds_every_directed_training_triple_once(texts, batching):
 @pytest.mark.parametrize("batching", [ALL, IN_BATCH, replace(IN_BATCH, self_negatives=False)])
 def test_targets(texts, batching):
     known = train_answers(texts.graph)
-    for rows in epoch_rows(texts.known, batching, np.random.default_rng(1)):
-        batch = make_batch(texts, rows, batching, 0.0, np.random.default_rng(0), shared_rows=True)
+    for rows in epoch_rows(texts, batching, np.random.default_rng(1)):
+        batch = make_batch(texts, rows, batching, Masking(0.0), np.random.default_rng(0), shared_rows=True)
         candidates = _candidates(texts, rows, batching)
         for row, (query, start, end) in enumerate(rows):
             head, relation = (int(v) for v in texts.known.queries()[query])
@@ -81,8 +81,8 @@ def test_a_query_never_reads_its_own_answers(texts):
 
 
 def test_skipping_gives_the_same_remaining_batches(texts):
-    whole = list(epoch_batches(texts, ALL, 0.3, (0, 1), 2, skip=0, shared_rows=True))
-    rest = list(epoch_batches(texts, ALL, 0.3, (0, 1), 2, skip=3, shared_rows=True))
+    whole = list(epoch_batches(texts, ALL, Masking(0.3), (0, 1), 2, skip=0, shared_rows=True))
+    rest = list(epoch_batches(texts, ALL, Masking(0.3), (0, 1), 2, skip=3, shared_rows=True))
     assert len(rest) == len(whole) - 3
     for one, other in zip(whole[3:], rest, strict=True):
         assert one.queries.ids.equal(other.queries.ids)

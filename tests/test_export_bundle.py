@@ -104,8 +104,8 @@ def test_manifest(bundles, run, loaded):
 def test_float_bundle_is_the_torch_model(bundles, loaded):
     scorer = Scorer.load(bundles / "fp32", threads=1, verify=True)
     texts = tokenise(loaded.graph, loaded.grade.tokenizer, TEMPLATES)
-    scores = model_scores(loaded.grade.model, texts)
     heads, relations = (part.ravel() for part in np.meshgrid(np.arange(12), np.arange(6)))
+    scores = model_scores(loaded.grade.model, texts, np.stack([heads, relations], axis=1))
     gap = np.abs(scorer.score_queries(heads, relations) - scores(heads, relations)).max()
     assert gap < 1e-5
     for split in ("train", "valid", "test"):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pmd.losses import distillation_loss, feature_loss, score_loss, task_loss
+from pmd.losses import (
+    distillation_loss,
+    margin_logits,
+    pooled_by_text,
+    score_loss,
+    squared_gaps,
+    task_loss,
+)
 
 
 def reference_task_loss(scores, positive, negative, inverse_temperature, margin):
@@ -61,15 +68,33 @@ def test_a_query_without_negatives_has_no_loss_and_finite_gradients():
 def test_score_and_feature_losses_equal_the_reference():
     rng = np.random.default_rng(5)
     student, teacher = rng.normal(size=(4, 6)), rng.normal(size=(4, 6))
-    wanted = np.mean([(20 * (s - t)) ** 2 for s, t in zip(student.ravel(), teacher.ravel(), strict=True)])
-    assert float(score_loss(torch.tensor(student), torch.tensor(teacher), 20.0)) == pytest.approx(wanted)
-    wanted = np.mean([(s - t) ** 2 for s, t in zip(student.ravel(), teacher.ravel(), strict=True)])
-    assert float(feature_loss(torch.tensor(student), torch.tensor(teacher))) == pytest.approx(wanted)
+    gaps = [(s - t) ** 2 for s, t in zip(student.ravel(), teacher.ravel(), strict=True)]
+    assert float(score_loss(torch.tensor(student), torch.tensor(teacher))) == pytest.approx(np.mean(gaps))
+    assert float(squared_gaps(torch.tensor(student), torch.tensor(teacher))) == pytest.approx(np.sum(gaps))
+
+
+def test_margin_logits_equal_the_reference(example):
+    scores, positive, _ = example
+    got = margin_logits(torch.tensor(scores), torch.tensor(positive), torch.tensor(20.0, dtype=torch.float64), 0.02)
+    for q, c in np.ndindex(scores.shape):
+        wanted = 20.0 * (scores[q, c] - (0.02 if positive[q, c] else 0.0))
+        assert float(got[q, c]) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_pooled_features_equal_the_reference():
+    rng = np.random.default_rng(6)
+    states, text = rng.normal(size=(7, 4)), np.array([0, 2, 2, 0, 3, 3, 3])
+    got = pooled_by_text(torch.tensor(states), torch.tensor(text), 5)
+    for index in range(5):
+        own = [states[row] for row in range(7) if text[row] == index]
+        mean = np.mean(own, axis=0) if own else np.zeros(4)
+        wanted = mean / math.sqrt(sum(x * x for x in mean)) if own else mean
+        np.testing.assert_allclose(got[index].numpy(), wanted, atol=1e-12)
 
 
 def test_nothing_masked_gives_exactly_zero():
     nothing = torch.zeros(0, 8)
-    assert float(feature_loss(nothing, nothing)) == 0.0
+    assert float(squared_gaps(nothing, nothing)) == 0.0
 
 
 def test_the_total_is_the_weighted_sum():

@@ -49,7 +49,7 @@ def test_packed_equals_alone(tower, table, shared_rows):
         vector, hidden = alone(tower, table, index)
         if shared_rows or not table.types[table.offsets[index] : table.offsets[index + 1]].any():
             torch.testing.assert_close(output.vectors[index], vector, rtol=0, atol=2e-6)
-            feature = output.masked_features[(order == index).nonzero().item()]
+            feature = output.masked[(order == index).nonzero().item()]
             torch.testing.assert_close(feature, hidden[1], rtol=0, atol=2e-5)
 
 

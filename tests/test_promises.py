@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "serving": {"numpy", "onnxruntime", "tokenizers", "click"},
     "pmd": {"numpy", "torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "pydantic", "yaml"}
-    | {"rich", "click"},
+    | {"rich", "click", "accelerate"},
+    "pmd/study": {"numpy", "torch", "transformers", "pydantic", "yaml", "rich", "click", "optuna", "matplotlib"},
     "pmd/datasets": {"numpy", "click", "tokenizers", "huggingface_hub", "yaml"}
     | {"pyarrow", "rdflib", "matplotlib", "jinja2", "markupsafe"},
     "export": {"numpy", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "click", "optimum"},
@@ -21,12 +22,13 @@ MAY_IMPORT = {
 OURS = {
     "serving": {"pmd.serving"},
     "pmd": {"pmd", "pmd.serving", "pmd.datasets"},
+    "pmd/study": {"pmd", "pmd.serving", "pmd.datasets", "pmd.study"},
     "pmd/datasets": {"pmd.errors", "pmd.graph", "pmd.published", "pmd.serving", "pmd.datasets"},
     "export": {"pmd", "pmd.serving", "pmd.datasets", "pmd.export"},
     "benchmarks": {"pmd.serving", "pmd.benchmarks"},
 }
 FOLDERS = {"export", "serving", "benchmarks"}
-PACKAGES = FOLDERS | {"datasets"}
+PACKAGES = FOLDERS | {"datasets", "study"}
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "matplotlib", "optimum", "pydantic"}
 HEAVY |= {"pyarrow", "rdflib"}
 

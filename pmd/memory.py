@@ -1,0 +1,67 @@
+"""Entities' last vectors, which go on competing after their batch, without gradients.
+
+SimKGC (arXiv 2203.02167) keeps the tails of the last batches; keeping every entity's last vector as well makes
+batches that follow the graph learn as much per epoch as random ones (docs/decisions/graph-batches.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pmd.batches import Batch, rivals
+from pmd.serving.known import IntArray
+
+NEVER = -(2**62)
+
+
+@dataclass
+class EntityMemory:
+    """Vectors of all E entities as they were when last encoded. vectors: (E, D), without gradients."""
+
+    vectors: Tensor
+    horizon: int | None
+    """Steps a vector is good for; None for ever."""
+    self_negatives: bool
+    encoded_at: Tensor = field(init=False)
+    """int64 (E,), on the CPU: the step that a vector is of."""
+
+    def __post_init__(self) -> None:
+        """Nothing is in it yet."""
+        self.encoded_at = torch.full((len(self.vectors),), NEVER, dtype=torch.int64)
+
+    def put(self, entities: IntArray, vectors: Tensor, step: int) -> None:
+        """Take in the vectors (N, D) of some entities (N,)."""
+        self.vectors[torch.from_numpy(entities).to(self.vectors.device)] = vectors.detach()
+        self.encoded_at[torch.from_numpy(entities)] = step
+
+    def fill(self, vectors: Tensor, step: int) -> None:
+        """Take in the vectors (E, D) of all entities."""
+        self.vectors.copy_(vectors)
+        self.encoded_at.fill_(step)
+
+    def rivals(self, batch: Batch, step: int) -> tuple[Tensor, Tensor] | None:
+        """Vectors (K, D) of the entities that compete beside the batch's own, and who rivals whom, bool (Q, K)."""
+        usable = self.encoded_at.numpy() > (NEVER if self.horizon is None else step - self.horizon - 1)
+        usable = usable & (self.encoded_at.numpy() > NEVER)
+        usable[batch.entity_ids] = False
+        entities = np.flatnonzero(usable)
+        if not len(entities):
+            return None
+        column = np.full(len(usable), -1)
+        column[entities] = np.arange(len(entities))
+        negative = rivals(batch.heads, column, len(entities), batch.known, self_negatives=self.self_negatives)
+        device = self.vectors.device
+        return self.vectors[torch.from_numpy(entities).to(device)], torch.from_numpy(negative).to(device)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return {"vectors": self.vectors, "encoded_at": self.encoded_at}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take a checkpoint's state back. Raises KeyError or RuntimeError if it is another graph's."""
+        self.vectors.copy_(state["vectors"])
+        self.encoded_at.copy_(state["encoded_at"])
