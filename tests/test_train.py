@@ -1,17 +1,18 @@
 """The loop: schedule, best checkpoint, resumed = uninterrupted, and losses that are not finite."""
 
 import pytest
+import torch
 
-from pmd.batches import Batching, tokenise
+from pmd.batches import Batching, epoch_batches, tokenise
 from pmd.checkpoint import StageState
 from pmd.encoder import load_encoder, resolve_encoder
 from pmd.errors import RunError, TrainingError
 from pmd.events import Events
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer
-from pmd.step import Objective
+from pmd.step import Objective, train_step
 from pmd.teacher import Teacher
-from pmd.train import Schedule, StageTrainer, TimeLimitReached, learning_rate
+from pmd.train import Compute, Schedule, StageTrainer, TimeLimitReached, learning_rate
 from tests.tiny_encoder import tiny_graph, tiny_tokenizer, write_encoder
 
 BATCHING = Batching(batch_size=8, candidates="all", self_negatives=True, answers_per_query=None)
@@ -29,21 +30,48 @@ def pretrained(tmp_path_factory):
     return load_encoder(files, dropout=0.1, temperature=0.05)
 
 
-def trainer(texts, pretrained, folder, *, lr=0.002, epochs=3, rate=0.3, out_of_time=lambda: False, **changes):
+def trainer(
+    texts,
+    pretrained,
+    folder,
+    *,
+    lr=0.002,
+    epochs=3,
+    rate=0.3,
+    out_of_time=lambda: False,
+    inner=(),
+    mask_schedule="fixed",
+    mask_positions="uniform",
+    **changes,
+):
+    folder.mkdir(exist_ok=True)
+    schedule = Schedule(
+        epochs,
+        lr,
+        warmup_steps=2,
+        weight_decay=1e-4,
+        clip_norm=10,
+        mask_rate=rate,
+        seed=(0, 1),
+        mask_schedule=mask_schedule,
+        mask_positions=mask_positions,
+    )
+    settings = {
+        "student": pretrained.cut((1, 3)),
+        "teacher": Teacher(pretrained.cut((0, 1, 2, 3)), inner),
+        "batching": BATCHING,
+        "objective": OBJECTIVE,
+        "out_of_time": out_of_time,
+    }
     return StageTrainer(
         stage="grade-2",
-        student=pretrained.cut((1, 3)),
-        teacher=Teacher(pretrained.cut((0, 1, 2, 3))),
         texts=texts,
         known=texts.graph.known(),
-        batching=BATCHING,
-        schedule=Schedule(epochs, lr, warmup_steps=2, weight_decay=1e-4, clip_norm=10, mask_rate=rate, seed=(0, 1)),
-        objective=OBJECTIVE,
+        schedule=schedule,
         checkpoint=folder / "checkpoint.safetensors",
         checkpoint_seconds=1e9,
         events=Events(folder / "events.jsonl", progress=False),
-        out_of_time=out_of_time,
-        **changes,
+        **(settings | changes),
     )
 
 
@@ -64,26 +92,114 @@ def test_the_teacher_gets_no_gradient_and_stays_as_it_was(texts, pretrained, tmp
         assert tensor.equal(before[name])
 
 
-@pytest.mark.parametrize("stop_after", [1, 6, 7, 8, 13])
-def test_resumed_equals_uninterrupted(texts, pretrained, tmp_path, stop_after):
-    """Stopped in the middle of an epoch, at its end, or late: the final bytes are the same."""
-    (tmp_path / "whole").mkdir()
-    whole = trainer(texts, pretrained, tmp_path / "whole")
+def resumes_to_the_same_bytes(make, folder, stop_after):
+    (folder / "whole").mkdir()
+    whole = make(folder / "whole")
     finished = whole.train()
     calls = iter(range(10_000))
-    first = trainer(texts, pretrained, tmp_path, out_of_time=lambda: next(calls) >= stop_after)
+    first = make(folder, out_of_time=lambda: next(calls) >= stop_after)
     with pytest.raises(TimeLimitReached):
         first.train()
-    second = trainer(texts, pretrained, tmp_path)
+    second = make(folder)
     resumed = second.train()
     for name, tensor in whole.student.state_dict().items():
         assert second.student.state_dict()[name].equal(tensor), name
-    assert (resumed.step, resumed.triples, resumed.best_epoch) == (
-        finished.step,
-        finished.triples,
-        finished.best_epoch,
-    )
-    assert [r["valid_mrr"] for r in resumed.history] == [r["valid_mrr"] for r in finished.history]
+    for key in ("step", "triples", "best_epoch", "best_valid"):
+        assert getattr(resumed, key) == getattr(finished, key)
+    ours, theirs = ([{**r, "seconds": 0} for r in state.history] for state in (resumed, finished))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("stop_after", [1, 6, 7, 8, 13])
+def test_resumed_equals_uninterrupted(texts, pretrained, tmp_path, stop_after):
+    """Stopped in the middle of an epoch, at its end, or late: the final bytes are the same."""
+
+    def make(folder, **changes):
+        return trainer(texts, pretrained, folder, **changes)
+
+    resumes_to_the_same_bytes(make, tmp_path, stop_after)
+
+
+SMALL = Batching(batch_size=4, candidates="batch", self_negatives=False, answers_per_query=2, order="graph")
+LOOPS = {
+    "every entity remembered": {"batching": SMALL, "earlier_batches": "all"},
+    "two batches remembered": {"batching": SMALL, "earlier_batches": 2},
+    "gradient caching": {"compute": Compute(chunk_tokens=64)},
+    "rate by the gap": {"mask_schedule": "gap", "mask_positions": "salience"},
+    "nothing masked": {"rate": 0.0},
+    "patient": {"objective": Objective(0.2, 0.3, 0.02, feature="patient", inner=(0,)), "inner": (1,), "rate": 0.0},
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_every_kind_of_loop_resumes_to_the_same_bytes(texts, pretrained, tmp_path, loop):
+    def make(folder, **changes):
+        return trainer(texts, pretrained, folder, **LOOPS[loop], **changes)
+
+    resumes_to_the_same_bytes(make, tmp_path, stop_after=9)
+
+
+def test_a_narrow_student_resumes_with_its_projection(texts, pretrained, tmp_path):
+    files = resolve_encoder(str(write_encoder(tmp_path / "narrow", layers=2, width=16)))
+    narrow = load_encoder(files, dropout=0.1, temperature=0.05)
+
+    def make(folder, **changes):
+        return trainer(texts, pretrained, folder, student=narrow.cut((0, 1)), **changes)
+
+    resumes_to_the_same_bytes(make, tmp_path, stop_after=5)
+
+
+def test_the_mask_rate_follows_the_schedule(texts, pretrained, tmp_path, monkeypatch):
+    rates = []
+
+    def watched(*arguments, **settings):
+        rates.append(arguments[2].rate)
+        return epoch_batches(*arguments, **settings)
+
+    monkeypatch.setattr("pmd.train.epoch_batches", watched)
+    trainer(texts, pretrained, tmp_path, mask_schedule="linear").train()
+    assert rates == pytest.approx([0.3, 0.15, 0.0])
+    rates.clear()
+    state = trainer(texts, pretrained, tmp_path / "gap", mask_schedule="gap").train()
+    gaps = [record["score"] for record in state.history]
+    assert gaps[1] < gaps[0], "the student nears its teacher"
+    assert rates == pytest.approx([0.3, 0.3, 0.3 * min(1, (gaps[1] / gaps[0]) ** 0.5)])
+
+
+@pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory: you tried", None])
+def test_out_of_memory_goes_on_in_smaller_chunks(texts, pretrained, tmp_path, monkeypatch, message):
+    tried = []
+
+    def step(learner, batch, number, seed, chunk_tokens):
+        tried.append(chunk_tokens)
+        if chunk_tokens is None or chunk_tokens > 300:
+            raise RuntimeError(message) if message else torch.OutOfMemoryError("CUDA out of memory")
+        return train_step(learner, batch, number, seed, chunk_tokens)
+
+    monkeypatch.setattr("pmd.train.train_step", step)
+    monkeypatch.setattr("pmd.train._smaller_chunk", lambda batch, chunk: 600 if chunk is None else chunk // 2)
+    state = trainer(texts, pretrained, tmp_path).train()
+    assert tried[:3] == [None, 600, 300]
+    assert set(tried[3:]) == {300}, "what fitted is kept"
+    assert state.step == len(tried) - 2
+
+
+def test_a_batch_that_never_fits_is_one_line(texts, pretrained, tmp_path, monkeypatch):
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("pmd.train.train_step", never)
+    with pytest.raises(TrainingError, match=r"out of memory even with .* lower batch_size"):
+        trainer(texts, pretrained, tmp_path).train()
+
+
+def test_other_errors_are_not_taken_for_out_of_memory(texts, pretrained, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("pmd.train.train_step", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trainer(texts, pretrained, tmp_path).train()
 
 
 def test_the_student_ends_with_the_weights_of_its_best_epoch(texts, pretrained, tmp_path, monkeypatch):
