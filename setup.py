@@ -24,6 +24,7 @@ TRAIN = [
 # The TorchScript exporter traces transformers 4's attention; optimum-onnx asks for < 4.58 too.
 EXPORT = [*TRAIN, "onnx>=1.17", "transformers<4.58"]
 BENCH = ["psutil>=5.9", "matplotlib>=3.8", "Jinja2>=3.1"]
+STUDY = [*TRAIN, "optuna>=4.2", "matplotlib>=3.8"]
 DATA = ["pyarrow>=15", "rdflib>=7.0", "PyYAML>=6.0", "matplotlib>=3.8", "Jinja2>=3.1"]
 DEV = [
     "pytest>=8.3",
@@ -54,11 +55,20 @@ setup(
         "pmd.serving": "serving",
         "pmd.benchmarks": "benchmarks",
     },
-    packages=["pmd", "pmd.datasets", "pmd.export", "pmd.serving", "pmd.benchmarks"],
+    packages=[
+        "pmd",
+        "pmd.datasets",
+        "pmd.study",
+        "pmd.export",
+        "pmd.serving",
+        "pmd.benchmarks",
+        "pmd.benchmarks.gpu",
+    ],
     package_data={
         "pmd": ["py.typed", "recipes/*.yaml", "data/*/*.tsv", "data/*/*.json"],
         "pmd.datasets": ["catalogue.yaml", "templates/*"],
         "pmd.benchmarks": ["templates/*"],
+        "pmd.benchmarks.gpu": ["slices.yaml"],
     },
     install_requires=RUNTIME,
     extras_require={
@@ -68,13 +78,15 @@ setup(
         "export": EXPORT,
         "bench": BENCH,
         "data": DATA,
+        "study": STUDY,
         "dev": DEV,
-        "all": [*CPU, *EXPORT, *BENCH, *DATA],
+        "all": [*CPU, *EXPORT, *BENCH, *DATA, *STUDY],
     },
     entry_points={
         "console_scripts": [
             "pmd-train = pmd.cli:main",
             "pmd-data = pmd.datasets.cli:main",
+            "pmd-study = pmd.study.cli:main",
             "pmd-export = pmd.export.cli:main",
             "pmd-bench = pmd.benchmarks.cli:main",
             "pmd-predict = pmd.serving.cli:main",

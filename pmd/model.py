@@ -88,8 +88,8 @@ class BiEncoder(nn.Module):
                 f"use rising numbers from 0 to {self.depth - 1}"
             )
         clone = copy.deepcopy(self)  # one copy of both: what the towers share they go on sharing
-        for tower in {id(tower): tower for tower in (clone.query, clone.entity)}.values():
-            stack = layer_stack(tower)
+        towers = {id(tower): tower for tower in (clone.query, clone.entity)}.values()
+        for tower, stack in [(tower, layer_stack(tower)) for tower in towers]:  # they may share a config
             kept = [stack[index] for index in layers]
             del stack[:]
             stack.extend(kept)

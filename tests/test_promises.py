@@ -13,10 +13,11 @@ MAY_IMPORT = {
     "serving": {"numpy", "onnxruntime", "tokenizers", "click"},
     "pmd": {"numpy", "torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "pydantic", "yaml"}
     | {"rich", "click", "accelerate"},
-    "pmd/study": {"numpy", "torch", "transformers", "pydantic", "yaml", "rich", "click", "optuna", "matplotlib"},
+    "pmd/study": {"numpy", "torch", "transformers", "pydantic", "yaml", "click", "optuna", "matplotlib"},
     "pmd/datasets": {"numpy", "click", "tokenizers", "huggingface_hub", "yaml"}
     | {"pyarrow", "rdflib", "matplotlib", "jinja2", "markupsafe"},
     "export": {"numpy", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "click", "optimum"},
+    "benchmarks/gpu": {"numpy", "safetensors", "yaml", "click"},
     "benchmarks": {"numpy", "psutil", "matplotlib", "jinja2", "click", "tokenizers", "onnxruntime", "markupsafe"},
 }
 OURS = {
@@ -26,10 +27,11 @@ OURS = {
     "pmd/datasets": {"pmd.errors", "pmd.graph", "pmd.published", "pmd.serving", "pmd.datasets"},
     "export": {"pmd", "pmd.serving", "pmd.datasets", "pmd.export"},
     "benchmarks": {"pmd.serving", "pmd.benchmarks"},
+    "benchmarks/gpu": {"pmd.serving", "pmd.benchmarks"},
 }
 FOLDERS = {"export", "serving", "benchmarks"}
 PACKAGES = FOLDERS | {"datasets", "study"}
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "matplotlib", "optimum", "pydantic"}
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "matplotlib", "optimum", "pydantic", "optuna"}
 HEAVY |= {"pyarrow", "rdflib"}
 
 
@@ -54,7 +56,7 @@ def test_import_rules(folder):
             top = name.split(".")[0]
             if top == "pmd":
                 part = ".".join(name.split(".")[:2])
-                owner = part if folder == "pmd/datasets" or part.split(".")[-1] in PACKAGES else "pmd"
+                owner = part if folder in {"pmd/datasets", "pmd/study"} or part.split(".")[-1] in PACKAGES else "pmd"
                 allowed = OURS[folder] | ({"pmd"} if name == "pmd" else set())  # `from pmd import __version__`
                 assert owner in allowed, f"{path.name} imports {name}"
             else:
@@ -62,7 +64,7 @@ def test_import_rules(folder):
 
 
 LIGHT = ["pmd", "pmd.serving", "pmd.export", "pmd.benchmarks", "pmd.datasets"]
-LIGHT += ["pmd.cli", "pmd.serving.cli", "pmd.datasets.cli"]
+LIGHT += ["pmd.cli", "pmd.serving.cli", "pmd.datasets.cli", "pmd.study.cli"]
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -90,18 +92,19 @@ def test_nothing_unpickles_or_evaluates():
                     assert node.func.id not in forbidden, f"{path}:{node.lineno}"
 
 
-def test_the_wheel_installs_five_packages_and_their_data(tmp_path):
+def test_the_wheel_installs_every_package_and_its_data(tmp_path):
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {f"{folder}/{path.name}" for folder in ("pmd", "pmd/datasets") for path in modules(folder)}
-    for folder in FOLDERS:
+    expected = {f"{folder}/{path.name}" for folder in ("pmd", "pmd/datasets", "pmd/study") for path in modules(folder)}
+    for folder in (*FOLDERS, "benchmarks/gpu"):
         expected |= {f"pmd/{folder}/{path.name}" for path in modules(folder)}
     expected |= {f"pmd/data/umls/{name}.tsv" for name in ("entities", "relations", "train", "valid", "test")}
     expected |= {"pmd/datasets/catalogue.yaml", "pmd/datasets/templates/check.html.j2"}
     expected |= {"pmd/recipes/umls.yaml", "pmd/py.typed", "pmd/benchmarks/templates/report.html.j2"}
+    expected |= {"pmd/benchmarks/gpu/slices.yaml", "pmd/recipes/wn18rr-bert.yaml"}
     assert expected <= names, expected - names
     tops = {name.split("/")[0] for name in names}
     assert tops == {"pmd"} | {top for top in tops if top.endswith(".dist-info")}
