@@ -25,6 +25,7 @@ TRAIN = [
 EXPORT = [*TRAIN, "onnx>=1.17", "transformers<4.58"]
 BENCH = ["psutil>=5.9", "matplotlib>=3.8", "Jinja2>=3.1"]
 STUDY = [*TRAIN, "optuna>=4.2", "matplotlib>=3.8"]
+TRACK = ["tensorboard>=2.16", "mlflow>=2.16", "wandb>=0.17"]
 DATA = ["pyarrow>=15", "rdflib>=7.0", "PyYAML>=6.0", "matplotlib>=3.8", "Jinja2>=3.1"]
 DEV = [
     "pytest>=8.3",
@@ -36,6 +37,7 @@ DEV = [
     "optimum-onnx>=0.1",
     "pre-commit>=4.0",
     "types-PyYAML",
+    "tensorboard>=2.16",
 ]
 
 README = Path(__file__).with_name("README.md")
@@ -63,6 +65,7 @@ setup(
         "pmd.serving",
         "pmd.benchmarks",
         "pmd.benchmarks.gpu",
+        "pmd.benchmarks.loops",
     ],
     package_data={
         "pmd": ["py.typed", "recipes/*.yaml", "data/*/*.tsv", "data/*/*.json"],
@@ -79,6 +82,7 @@ setup(
         "bench": BENCH,
         "data": DATA,
         "study": STUDY,
+        "track": TRACK,
         "dev": DEV,
         "all": [*CPU, *EXPORT, *BENCH, *DATA, *STUDY],
     },

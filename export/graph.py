@@ -25,8 +25,9 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from pmd import __version__
 from pmd.export.errors import ExportError
+from pmd.families import token_types
 from pmd.grade import without_pooler
-from pmd.model import SHARED_ROW_FAMILIES, unit_length
+from pmd.model import unit_length
 
 OPSET = 17  # the first with LayerNormalization, and read by every onnxruntime since 1.13
 IR_VERSION = 8  # the file format of opset 17
@@ -54,12 +55,10 @@ class SentenceTower(nn.Module):
     def __init__(self, tower: PreTrainedModel) -> None:
         super().__init__()
         self.tower = tower
-        # As in training: families with rows of their own are encoded without token types (pmd.model.run_tower).
-        self.takes_types = tower.config.model_type in SHARED_ROW_FAMILIES
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Three int64 (B, L) -> unit vectors (B, D) and last hidden states (B, L, D)."""
-        types = {"token_type_ids": token_type_ids} if self.takes_types else {}
+        types = token_types(self.tower, token_type_ids)  # as in training (pmd.model.run_tower)
         hidden = self.tower(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
         real = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return unit_length((hidden * real).sum(dim=1)), hidden  # the mean's divisor cancels in the unit length
@@ -68,7 +67,7 @@ class SentenceTower(nn.Module):
 def export_tower(tower: PreTrainedModel) -> FusedGraph:
     """The fused float32 graph of a tower. Raises ExportError if a BERT tower did not fuse in full."""
     graph = fuse(trace(tower), tower.config)
-    if not graph.complete and tower.config.model_type in SHARED_ROW_FAMILIES:
+    if not graph.complete and tower.config.model_type == "bert":
         raise ExportError(
             f"a BERT tower of {tower.config.num_hidden_layers} layers fused to {graph.fused}, expected "
             f"{expected_fusions(tower.config)}; use the versions of torch, transformers and onnxruntime that "

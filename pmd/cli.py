@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmd.serving.command import EXIT_TIME_LIMIT, HELP, Command, emit, show_progress
+from pmd.serving.command import EXIT_MISTAKE, EXIT_TIME_LIMIT, HELP, Command, emit, show_progress
+from pmd.serving.errors import PmdError
 from pmd.serving.extras import require
+from pmd.trackers import TRACKERS, require_trackers
+
+if TYPE_CHECKING:
+    from pmd.graph import KnowledgeGraph
+    from pmd.recipe import Recipe
 
 EXAMPLES = """\b
 Examples:
@@ -18,7 +26,41 @@ Examples:
   pmd-train --recipe umls --method baseline --grades 3 --out runs/umls-baseline
   pmd-train --set batch_size=64 --set lr=3e-4 --dry-run
   pmd-train --resume                          go on after a stop
+  pmd-train --tracker tensorboard             curves in the run folder; see them with tensorboard --logdir runs
+  torchrun --nproc_per_node 2 -m pmd.cli      two processes, on two GPUs where they are
 """
+
+
+class _TrainCommand(Command):
+    """As Command; of several processes only the first speaks of a mistake that all of them make."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """As click's, quiet in the other processes."""
+        try:
+            return super().make_context(*args, **extra)
+        except click.ClickException:
+            if _follows():
+                sys.exit(EXIT_MISTAKE)
+            raise
+
+    def invoke(self, context: click.Context) -> Any:
+        """As click's, quiet in the other processes but for what befell one of them alone."""
+        try:
+            return super().invoke(context)
+        except PmdError as error:
+            if _follows() and not _of_one_process(error):
+                sys.exit(error.exit_code)
+            raise
+
+
+def _follows() -> bool:
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+def _of_one_process(error: PmdError) -> bool:
+    from pmd.workers import WorkerError
+
+    return isinstance(error, WorkerError)
 
 
 def _numbers(kind: type) -> Any:
@@ -33,7 +75,7 @@ def _numbers(kind: type) -> Any:
     return parse
 
 
-@click.command(cls=Command, context_settings=HELP, epilog=EXAMPLES)
+@click.command(cls=_TrainCommand, context_settings=HELP, epilog=EXAMPLES)
 @click.option(
     "--recipe",
     default="umls",
@@ -64,6 +106,20 @@ def _numbers(kind: type) -> Any:
     metavar="SECONDS",
     help="Stop then, with all saved (exit code 75).",
 )
+@click.option(
+    "--reuse",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Another run; stages it finished are taken over where they would be the same. May be repeated.",
+)
+@click.option(
+    "--tracker",
+    "trackers",
+    multiple=True,
+    type=click.Choice(TRACKERS),
+    help="Curves for an experiment tracker, in files of the run folder; may be repeated.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe, texts, steps and memory; train nothing.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def main(
@@ -73,57 +129,75 @@ def main(
     settings: tuple[str, ...],
     resume: bool,
     time_limit: float | None,
+    trackers: tuple[str, ...],
+    reuse: tuple[Path, ...],
     dry_run: bool,
     quiet: bool,
     **options: Any,
 ) -> int:
     """Train a teacher and distil it into grades with fewer and fewer layers."""
+    started = time.monotonic()
     require(
         "train", "torch", "transformers", "safetensors", "pydantic", "yaml", "rich", "huggingface_hub", "accelerate"
     )
+    require_trackers(trackers)
     from pmd.datasets import load_graph
     from pmd.device import choose_device
-    from pmd.plan import describe
     from pmd.recipe import load_recipe
-
-    started = time.monotonic()
-    resolved = load_recipe(recipe, _overrides(options, settings))
-    graph = load_graph(resolved.dataset)
-    target = choose_device(device)
-    if dry_run:
-        text, facts = describe(resolved, graph)
-        click.echo(text)
-        emit({"schema": "pmd-plan/1", **facts})
-        return 0
-    from pmd.ladder import train_ladder
     from pmd.workers import Workers
 
-    workers = Workers.started(cpu=target.type == "cpu")
-    folder = out or Path("runs") / Path(recipe).stem
-    ladder, done = train_ladder(
-        resolved,
-        graph,
-        folder,
-        device=target,
-        resume=resume,
-        time_limit=time_limit,
-        progress=show_progress(quiet),
-        workers=workers,
-    )
-    if not workers.leads:
-        return 0 if done else EXIT_TIME_LIMIT
+    with Workers.started(device) as workers:
+        with workers.together():
+            resolved = load_recipe(recipe, _overrides(options, settings))
+            graph = load_graph(resolved.dataset)
+            target = choose_device(device)
+        if dry_run:
+            return _show_plan(resolved, graph) if workers.leads else 0
+        from pmd.ladder import train_ladder
+
+        folder = out or Path("runs") / Path(recipe).stem
+        ladder, done = train_ladder(
+            resolved,
+            graph,
+            folder,
+            device=target,
+            resume=resume,
+            time_limit=_left(time_limit, since=started),
+            progress=show_progress(quiet),
+            workers=workers,
+            trackers=trackers,
+            reuse=reuse,
+        )
+        if workers.leads:
+            _show_results(folder, ladder, done=done, seconds=time.monotonic() - started)
+    return 0 if done else EXIT_TIME_LIMIT
+
+
+def _left(time_limit: float | None, *, since: float) -> float | None:
+    """What is left of a time limit after loading."""
+    return None if time_limit is None else max(0.0, time_limit - (time.monotonic() - since))
+
+
+def _show_plan(recipe: Recipe, graph: KnowledgeGraph) -> int:
+    from pmd.plan import describe
+
+    text, facts = describe(recipe, graph)
+    click.echo(text)
+    emit({"schema": "pmd-plan/1", **facts})
+    return 0
+
+
+def _show_results(folder: Path, ladder: dict[str, Any], *, done: bool, seconds: float) -> None:
     _print_table(ladder)
-    seconds = round(time.monotonic() - started, 3)
     emit(
         {
             "schema": "pmd-train/1",
             "run": str(folder),
             "done": done,
-            "seconds": seconds,
+            "seconds": round(seconds, 3),
             "stages": _short(ladder),
         }
     )
-    return 0 if done else EXIT_TIME_LIMIT
 
 
 def _overrides(options: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:

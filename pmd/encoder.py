@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -14,10 +16,13 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from transformers import AutoConfig, AutoModel
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from pmd.errors import EncoderError
+from pmd.families import BUILD_ERRORS, as_plain_config, attention_of, check_is_encoder, longest_text, stack_name
 from pmd.grade import without_pooler
 from pmd.model import BiEncoder, share_towers
 from pmd.published import Published, published
@@ -33,6 +38,7 @@ DROPOUT_KEYS = (  # of BERT and its kin, DistilBERT, ModernBERT
     "embedding_dropout",
     "mlp_dropout",
 )
+REASON_CHARACTERS = 300  # of what a library says; the longest list every tensor
 HUB_SECONDS = 10.0  # how long the hub may take to answer before the next source is tried
 
 
@@ -62,7 +68,7 @@ def resolve_encoder(name: str, sha256: str | None = None) -> EncoderFiles:
             continue
         if missing := [file for file in NEEDED if not (folder / file).is_file()]:
             raise EncoderError(
-                f"encoder {folder} ({source}) lacks {', '.join(missing)}; it needs {', '.join(NEEDED)}"
+                f"encoder {folder} ({source}) lacks {', '.join(missing)}; {_needed(folder, missing)}"
             )
         found = sha256_of(folder / WEIGHTS)
         if wanted and found != wanted:
@@ -73,35 +79,113 @@ def resolve_encoder(name: str, sha256: str | None = None) -> EncoderFiles:
     raise EncoderError(f"encoder {name!r} not found ({'; '.join(reasons)})")
 
 
-def load_encoder(files: EncoderFiles, *, dropout: float, temperature: float, sharing: str = "none") -> BiEncoder:
-    """Two towers with the same pretrained weights, to be trained apart but for what they share."""
+def load_encoder(
+    files: EncoderFiles, *, dropout: float, temperature: float, sharing: str = "none", max_tokens: int | None = None
+) -> BiEncoder:
+    """Two float32 towers with the same pretrained weights, to be trained apart but for what they share.
+
+    max_tokens: how long texts will be, if that is to be checked. Raises EncoderError where the model is no encoder,
+    weights are missing, of another shape or not finite, or the tokenizer or texts do not fit the embeddings.
+    """
+    config = read_config(files.folder)
+    for key in DROPOUT_KEYS:
+        if hasattr(config, key):
+            setattr(config, key, dropout)
+    towers = [_load_tower(files.folder, config) for _ in range(2)]
+    model = share_towers(BiEncoder(towers[0], towers[1], temperature), sharing)
+    _check_tokenizer(files.folder, config)
+    if max_tokens is not None and max_tokens > longest_text(config):
+        raise EncoderError(
+            f"max_tokens is {max_tokens}, but {files.name} has {longest_text(config)} positions; lower max_tokens"
+        )
+    return model
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """An encoder's config, for float32 and without code of its own. Raises EncoderError if it is no encoder's."""
     try:
-        config = AutoConfig.from_pretrained(files.folder)
-        for key in DROPOUT_KEYS:
-            if hasattr(config, key):
-                setattr(config, key, dropout)
-        with _without_progress_bars():
-            towers = [
-                AutoModel.from_pretrained(
-                    files.folder, config=config, attn_implementation="sdpa", use_safetensors=True
-                ).float()
-                for _ in range(2)
-            ]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise EncoderError(f"{files.folder} cannot be loaded as an encoder: {error}") from error
-    return share_towers(BiEncoder(without_pooler(towers[0]), without_pooler(towers[1]), temperature), sharing)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except BUILD_ERRORS as error:
+        raise _unloadable(folder, error) from error
+    check_is_encoder(config)
+    return as_plain_config(config)
+
+
+def _load_tower(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
+    """One tower in float32, every tensor of it from the file. Raises EncoderError otherwise."""
+    try:
+        with _quiet_transformers():
+            tower, report = AutoModel.from_pretrained(
+                folder,
+                config=copy.deepcopy(config),
+                attn_implementation=attention_of(config),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (*BUILD_ERRORS, SafetensorError) as error:
+        raise _unloadable(folder, error) from error
+    tower = without_pooler(tower.float())
+    _check_complete(folder / WEIGHTS, tower, set(report["missing_keys"]), set(report["unexpected_keys"]))
+    for name, tensor in tower.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise EncoderError(f"{folder / WEIGHTS}: tensor {name} holds NaN or infinity; get the file again")
+    return tower
+
+
+def _check_complete(path: Path, tower: PreTrainedModel, missing: set[str], unexpected: set[str]) -> None:
+    """Transformers fills what a file lacks with random numbers, and skips layers that a config does not count."""
+    if lacking := sorted(missing & set(tower.state_dict())):
+        raise EncoderError(
+            f"{path} lacks {len(lacking)} tensors of its config, the first is {lacking[0]}; get the whole file"
+        )
+    stack = stack_name(tower) + "."
+    if extra := sorted(name for name in unexpected if stack in name):
+        raise EncoderError(
+            f"{path} has {len(extra)} tensors of layers that its config does not count, the first is {extra[0]}; "
+            "correct num_hidden_layers in config.json"
+        )
+
+
+def _check_tokenizer(folder: Path, config: PretrainedConfig) -> None:
+    path = folder / "tokenizer.json"
+    try:
+        vocabulary = Tokenizer.from_file(str(path)).get_vocab()
+    except Exception as error:  # the Rust side raises bare Exception for every malformed file
+        raise EncoderError(f"{path} cannot be read: {error}") from error
+    if (largest := max(vocabulary.values(), default=0)) >= config.vocab_size:
+        raise EncoderError(
+            f"{path} has ids up to {largest}, but the encoder embeds {config.vocab_size}; they are of two models"
+        )
+
+
+def _unloadable(folder: Path, error: Exception) -> EncoderError:
+    reason = " ".join(str(error).split())[:REASON_CHARACTERS]
+    return EncoderError(f"{folder} cannot be loaded as an encoder: {reason or type(error).__name__}")
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Transformers 5 draws a bar for every model it loads; stderr is ours."""
-    shown = logging.is_progress_bar_enabled()
+def _quiet_transformers() -> Iterator[None]:
+    """No bars, and no warnings of what is checked here anyway: stderr is ours."""
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        if shown:
+        logging.set_verbosity(verbosity)
+        if bars:
             logging.enable_progress_bar()
+
+
+def _needed(folder: Path, missing: list[str]) -> str:
+    """What to do about missing files."""
+    if WEIGHTS in missing:
+        if (folder / f"{WEIGHTS}.index.json").is_file():
+            return f"weights in several files are not read: save them as one {WEIGHTS}"
+        if (folder / "pytorch_model.bin").is_file():
+            return f"pytorch_model.bin is a pickle, which can run code, and is not read: save it as {WEIGHTS}"
+    return f"it needs {', '.join(NEEDED)}"
 
 
 Finder = Callable[[], tuple[Path | None, str]]

@@ -1,4 +1,4 @@
-"""What a run says while it goes: events.jsonl for machines, one live line on stderr for people."""
+"""What a run says while it goes: events.jsonl for machines, one live line for people, curves for trackers."""
 
 from __future__ import annotations
 
@@ -6,32 +6,43 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from pmd.checkpoint import StageState
 from pmd.losses import LossParts
+from pmd.trackers import Trackers
 
 OnEpoch = Callable[[str, dict[str, Any]], None]
 STEP_EVENT_SECONDS = 5.0  # a step's losses are read (a GPU wait) and logged at most this often
 
 
 class Events:
-    """Writes events.jsonl and, where wanted, draws progress."""
+    """Writes events.jsonl and, where wanted, draws progress and feeds trackers."""
 
-    def __init__(self, path: Path, *, progress: bool, record: bool = True, on_epoch: OnEpoch | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        progress: bool,
+        record: bool = True,
+        on_epoch: OnEpoch | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
         self._path = path
         self._record = record
         self._on_epoch = on_epoch
+        self._trackers = trackers or Trackers()
         self._console = Console(stderr=True, quiet=not progress)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[facts]}", table_column=Column()),  # a narrow terminal wraps it
             console=self._console,
             disable=not progress,
             transient=True,
@@ -39,12 +50,17 @@ class Events:
         self._task: TaskID | None = None
         self._valid = ""
         self._logged_at = 0.0
+        self._steps_before = 0
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Mark a stage's beginning and end, and draw its progress between."""
+    def stage(self, name: str, steps_before: int = 0) -> Iterator[None]:
+        """Mark a stage's beginning and end, and draw its progress between.
+
+        steps_before: optimiser steps of earlier stages, from which trackers count on.
+        """
         self._write("stage", stage=name)
         self._valid = ""
+        self._steps_before = steps_before
         with self._progress:
             self._task = self._progress.add_task(name, total=None, facts="")
             try:
@@ -57,28 +73,33 @@ class Events:
         """Whether to report this step: every few seconds, and at the end."""
         return last or time.monotonic() - self._logged_at >= STEP_EVENT_SECONDS
 
-    def step(self, stage: str, epoch: int, state: StageState, total: int, parts: LossParts) -> None:
-        """Report a step that is due, to the file and on the live line."""
+    def step(self, stage: str, epoch: int, state: StageState, total: int, parts: LossParts, lr: float) -> None:
+        """Report a step that is due, to the file, the live line and the trackers."""
         self._logged_at = time.monotonic()
         losses = {name: float(value) for name, value in parts._asdict().items()}
-        rate = state.triples / max(state.seconds, 1e-9)
-        self._write("step", stage=stage, epoch=epoch, step=state.step, triples_per_second=rate, **losses)
+        facts = {**losses, "lr": lr, "triples_per_second": state.triples / max(state.seconds, 1e-9)}
+        self._write("step", stage=stage, epoch=epoch, step=state.step, **facts)
+        self._trackers.log(stage, facts, self._steps_before + state.step)
         if self._task is not None:
-            shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            self._progress.update(
-                self._task,
-                completed=state.step,
-                total=total,
-                facts=f"step {state.step}/{total}  {shown}  {rate:.0f} triples/s{self._valid}",
-            )
+            line = _progress_line(state, total, losses, facts["triples_per_second"]) + self._valid
+            self._progress.update(self._task, completed=state.step, total=total, facts=line)
 
     def epoch(self, stage: str, record: dict[str, Any]) -> None:
         """Report an epoch's validation."""
         self._write("epoch", stage=stage, **record)
+        facts = {name: record.get(name) for name in ("valid_mrr", "mask_rate", "epoch")}
+        self._trackers.log(stage, facts, self._steps_before + record["step"])
         if record["valid_mrr"] is not None:
             self._valid = f"  valid MRR {record['valid_mrr']:.3f}"
         if self._on_epoch is not None:
             self._on_epoch(stage, record)
+
+    def measured(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
+        """Hand a finished stage's metrics to the trackers; the run keeps them in the stage's folder."""
+        facts: dict[str, Any] = {name: metrics[name] for name in ("parameters", "train_seconds", "best_epoch")}
+        for split in ("valid", "test", "test_reranked"):
+            facts |= {f"{split}/{name}": value for name, value in (metrics[split] or {}).items()}
+        self._trackers.log(stage, facts, self._steps_before + step)
 
     def say(self, message: str) -> None:
         """A line for people."""
@@ -89,3 +110,10 @@ class Events:
             return
         with self._path.open("a", encoding="utf-8") as file:  # every few seconds: no handle to keep or lose
             file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
+
+
+def _progress_line(state: StageState, total: int, losses: dict[str, float], rate: float) -> str:
+    """Step, losses, speed and time left; a step's time is the stage's mean, validations included."""
+    shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    left = timedelta(seconds=round(state.seconds / max(1, state.step) * (total - state.step)))
+    return f"step {state.step}/{total}  {shown}  {rate:.0f} triples/s  ETA {left}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import dataclass
@@ -11,15 +12,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from pmd.errors import EncoderError, GradeError
+from pmd.families import BUILD_ERRORS, as_plain_config, attention_of, longest_text
 from pmd.model import BiEncoder, share_towers, unique_state
 from pmd.serving.storage import atomic_file, write_atomic
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer
 
 SCHEMA = "pmd-grade/1"
+PROBE_TOKENS = 256  # more than local attention sees, so that a layer of the wrong kind shows
+CUTS_THAT_WORK = "with layer 0 first (recipe key layer_maps), or another encoder"
 WEIGHTS, CONFIG, TOKENIZER, METRICS = "model.safetensors", "config.json", "tokenizer.json", "metrics.json"
 
 
@@ -88,11 +92,18 @@ def empty_model(encoder_config: dict[str, Any], sharing: str = "none") -> BiEnco
     """A bi-encoder of this architecture with weights still to be loaded. Raises GradeError on a bad config."""
     try:
         settings = dict(encoder_config)
-        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        towers = [without_pooler(AutoModel.from_config(config, attn_implementation="sdpa")) for _ in range(2)]
-    except (KeyError, ValueError, TypeError) as error:
-        raise GradeError(f"encoder_config describes no known architecture: {error}") from error
+        config = as_plain_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+        towers = [without_pooler(_random_tower(config)) for _ in range(2)]
+    except BUILD_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise GradeError(f"encoder_config describes no known architecture: {reason}") from error
     return share_towers(BiEncoder(towers[0], towers[1], temperature=0.05), sharing)
+
+
+def _random_tower(config: PretrainedConfig) -> PreTrainedModel:
+    return AutoModel.from_config(
+        copy.deepcopy(config), attn_implementation=attention_of(config), trust_remote_code=False
+    )
 
 
 def check_survives_saving(model: BiEncoder) -> None:
@@ -100,24 +111,21 @@ def check_survives_saving(model: BiEncoder) -> None:
 
     Some families decide by a layer's number what it does, so a cut stack is another model once it is rebuilt.
     """
-    family, layers = model.query.config.model_type, model.depth
-    copy = empty_model(model.query.config.to_dict(), model.sharing)
+    config = model.query.config
+    cut = f"a {config.model_type} encoder cut to these {model.depth} layers"
+    rebuilt = empty_model(config.to_dict(), model.sharing)
     try:
-        copy.load_state_dict(model.state_dict())
+        rebuilt.load_state_dict(model.state_dict())
     except RuntimeError as error:
-        raise EncoderError(
-            f"a {family} encoder cut to these {layers} layers cannot be rebuilt from its config; choose others"
-        ) from error
-    size = model.query.config.vocab_size
-    probe = torch.arange(size - 1, max(size - 9, 0), -1, device=model.device)[None]
+        raise EncoderError(f"{cut} cannot be rebuilt from its config; choose others, {CUTS_THAT_WORK}") from error
+    probe = torch.arange(min(longest_text(config), PROBE_TOKENS), device=model.device)[None] * 7 % config.vocab_size
+    inputs = {"input_ids": probe, "attention_mask": torch.ones_like(probe)}
     was_training = model.training
     with torch.no_grad():
-        ours, theirs = (m.eval().query(input_ids=probe).last_hidden_state for m in (model, copy.to(model.device)))
+        ours, theirs = (m.eval().query(**inputs).last_hidden_state for m in (model, rebuilt.to(model.device)))
     model.train(was_training)
     if not torch.allclose(ours, theirs, atol=1e-4, rtol=1e-3):
-        raise EncoderError(
-            f"a {family} encoder cut to these {layers} layers is another one once it is rebuilt; choose others"
-        )
+        raise EncoderError(f"{cut} is another one once it is rebuilt; choose others, {CUTS_THAT_WORK}")
 
 
 def without_pooler(tower: PreTrainedModel) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pmd.batches import TrainingTexts, tokenise
+from pmd.batches import TrainingTexts, steps_per_epoch, tokenise
 from pmd.checkpoint import StageState
 from pmd.datasets.places import cache_folder
 from pmd.device import keep_freed_memory, uses_bf16
@@ -29,9 +29,18 @@ from pmd.run import LADDER_SCHEMA, RunFolder, start_run, write_json
 from pmd.serving.known import KnownAnswers
 from pmd.serving.storage import atomic_folder
 from pmd.serving.tokenization import TextTokenizer
-from pmd.stages import PRETRAINED, Stage, objective_of, plan_stages, stage_identities
+from pmd.stages import (
+    PRETRAINED,
+    TEACHER,
+    Stage,
+    objective_of,
+    plan_stages,
+    pretrained_layers,
+    stage_identities,
+)
 from pmd.teacher import Teacher
 from pmd.token_tables import content_key
+from pmd.trackers import tracking
 from pmd.train import Compute, Schedule, StageTrainer, TimeLimitReached
 from pmd.workers import Workers
 
@@ -48,23 +57,29 @@ def train_ladder(
     on_epoch: OnEpoch | None = None,
     reuse: Sequence[Path] = (),
     workers: Workers | None = None,
+    trackers: Sequence[str] = (),
 ) -> tuple[dict[str, Any], bool]:
     """Train every stage that is not finished yet. Returns ladder.json's contents and whether all stages are done.
 
     False means that the time limit (seconds) came first; the same call with `resume` goes on from there.
     on_epoch: called with a stage's name and its record after each epoch. reuse: folders of other runs, whose
     finished stages are copied where they are what this run would train, byte for byte. workers: the processes
-    that train together.
+    that train together. trackers: names of experiment trackers (pmd.trackers) to keep in the run folder.
     """
     workers = workers or Workers()
     deadline = time.monotonic() + time_limit if time_limit is not None else None
     keep_freed_memory()
-    encoders = _Encoders.load(recipe)
-    stages = plan_stages(recipe, encoders.teacher.depth, encoders.student_depth)
     folder = RunFolder(out)
-    if workers.leads:
-        start_run(folder, recipe, encoders.facts, device, resume=resume)
-    workers.wait()
+    with workers.together():
+        encoders = _Encoders.load(recipe)
+        stages = plan_stages(recipe, encoders.teacher.depth, encoders.student_depth)
+        for name, layers in pretrained_layers(stages).items():  # hours before some of them are cut
+            check_survives_saving(encoders.of(name)[0].cut(layers))
+        if workers.leads:
+            start_run(folder, recipe, encoders.facts, device, resume=resume)
+    with workers.together():
+        if not folder.run.is_file():
+            raise RunError(f"{folder.root} is not the leading process's run; all need the same run folder")
     tokenizer = TextTokenizer(encoders.tokenizer_json, recipe.max_tokens)
     origin = {
         "texts": content_key(graph, tokenizer, recipe.templates),
@@ -73,21 +88,30 @@ def train_ladder(
         "device": device.type,
         "workers": workers.parts,
     }
-    ladder = _Ladder(
-        recipe=recipe,
-        texts=tokenise(graph, tokenizer, recipe.templates, cache_folder()),
-        known=graph.known(),
-        encoders=encoders,
-        stages=stages,
-        identities=stage_identities(recipe, stages, origin),
-        folder=folder,
-        device=device,
-        events=Events(folder.events, progress=progress and workers.leads, record=workers.leads, on_epoch=on_epoch),
-        deadline=deadline,
-        reuse=reuse,
-        workers=workers,
-    )
-    return ladder.train()
+    texts = tokenise(graph, tokenizer, recipe.templates, cache_folder())
+    kept = trackers if workers.leads else ()
+    with tracking(kept, folder.root, recipe.model_dump(mode="json")) as tracked:
+        ladder = _Ladder(
+            recipe=recipe,
+            texts=texts,
+            known=graph.known(),
+            encoders=encoders,
+            stages=stages,
+            identities=stage_identities(recipe, stages, origin),
+            folder=folder,
+            device=device,
+            events=Events(
+                folder.events,
+                progress=progress and workers.leads,
+                record=workers.leads,
+                on_epoch=on_epoch,
+                trackers=tracked,
+            ),
+            deadline=deadline,
+            reuse=reuse,
+            workers=workers,
+        )
+        return ladder.train()
 
 
 @dataclass(frozen=True)
@@ -107,7 +131,11 @@ class _Encoders:
 
         def load(files: EncoderFiles) -> BiEncoder:
             return load_encoder(
-                files, dropout=recipe.dropout, temperature=recipe.temperature, sharing=recipe.share_towers
+                files,
+                dropout=recipe.dropout,
+                temperature=recipe.temperature,
+                sharing=recipe.share_towers,
+                max_tokens=recipe.max_tokens,
             )
 
         facts = {"name": files.name, "sha256": files.sha256}
@@ -119,6 +147,10 @@ class _Encoders:
         _same_tokenizer(tokenizer_json, (other.folder / "tokenizer.json").read_text(encoding="utf-8"), other.name)
         facts |= {"student_name": other.name, "student_sha256": other.sha256}
         return cls(teacher, load(other), files.name, other.name, tokenizer_json, facts)
+
+    def of(self, stage: str) -> tuple[BiEncoder, str]:
+        """The encoder that a stage starts from, directly or through others, and its name."""
+        return (self.teacher, self.teacher_name) if stage == TEACHER else (self.student, self.student_name)
 
     @property
     def student_depth(self) -> int | None:
@@ -166,14 +198,13 @@ class _Ladder:
 
     def _train_stage(self, stage: Stage) -> BiEncoder:
         teacher = Teacher(self._model(stage.teacher), stage.taught_inner) if stage.teacher else None
-        pretrained = self.encoders.student if stage.teacher else self.encoders.teacher
-        source = self._model(stage.source) if stage.source != PRETRAINED else pretrained
+        source = self._model(stage.source) if stage.source != PRETRAINED else self.encoders.of(stage.name)[0]
         student = source.cut(stage.layers).to(self.device).requires_grad_(True)
-        check_survives_saving(student)
         trainer = self._trainer(stage, student, teacher)
-        with self.events.stage(stage.name):
+        with self.events.stage(stage.name, self._steps_before(stage)):
             state = trainer.train()
         metrics = self._measure(stage, student, state)
+        self.events.measured(stage.name, state.step, metrics)
         if self.workers.leads:
             self._save(stage, student, metrics)
         self.workers.wait()
@@ -181,9 +212,14 @@ class _Ladder:
         self.events.say(f"{stage.name}: {stage.grade} layers, valid MRR {valid}, {state.seconds:.0f} s")
         return student.eval()
 
+    def _steps_before(self, stage: Stage) -> int:
+        """Optimiser steps of all earlier stages, wherever and whenever they were made."""
+        earlier = self.stages[: self.stages.index(stage)]
+        per_epoch = steps_per_epoch(self.texts.known, self.recipe.batching)
+        return per_epoch * sum(self.recipe.epochs_of(before.name) for before in earlier)
+
     def _save(self, stage: Stage, student: BiEncoder, metrics: dict[str, Any]) -> None:
-        encoder = self.encoders.student_name if stage.teacher else self.encoders.teacher_name
-        info = GradeInfo(stage.name, encoder, self.recipe.max_tokens, self.recipe.templates)
+        info = GradeInfo(stage.name, self.encoders.of(stage.name)[1], self.recipe.max_tokens, self.recipe.templates)
         with atomic_folder(self.folder.stage(stage.name)) as partial:
             save_grade(partial, student, self.encoders.tokenizer_json, info)
             write_json(partial / METRICS, metrics)

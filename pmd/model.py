@@ -9,16 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pmd.errors import EncoderError, RecipeError
+from pmd.families import (
+    SHARED_ROW_FAMILIES,
+    block_mask,
+    cut_config,
+    first_position,
+    layer_stack,
+    token_types,
+)
 from pmd.packing import PackedTexts, pack
 from pmd.serving.tokenization import TokenTable
 
-SHARED_ROW_FAMILIES = frozenset({"bert"})
-"""Encoders that take position_ids and a block mask; the others get a row per text."""
 ENCODE_TOKENS = 16_384  # tokens encoded at once outside training; bounds memory, never changes a vector's text
 
 
@@ -59,7 +64,8 @@ class BiEncoder(nn.Module):
         """What the towers share: `none`, `embeddings` or `all`."""
         if self.entity is self.query:
             return "all"
-        return "embeddings" if self.entity.embeddings is self.query.embeddings else "none"
+        own, other = (getattr(tower, "embeddings", None) for tower in (self.query, self.entity))
+        return "embeddings" if own is not None and own is other else "none"
 
     @property
     def num_parameters(self) -> int:
@@ -93,15 +99,23 @@ class BiEncoder(nn.Module):
             kept = [stack[index] for index in layers]
             del stack[:]
             stack.extend(kept)
-            tower.config.num_hidden_layers = len(kept)
+            cut_config(tower.config, layers)
         return clone
 
 
 def share_towers(model: BiEncoder, sharing: str) -> BiEncoder:
-    """The same model, its entity tower taking the query tower's embeddings, or all of it, or nothing."""
+    """The same model, its entity tower taking the query tower's embeddings, or all of it, or nothing.
+
+    Raises EncoderError where a family keeps its embeddings elsewhere.
+    """
     if sharing == "all":
         model.entity = model.query
     elif sharing == "embeddings":
+        if getattr(model.query, "embeddings", None) is None:
+            raise EncoderError(
+                f"a {model.query.config.model_type} encoder has no embeddings to share; "
+                "set share_towers to none or all"
+            )
         model.entity.embeddings = model.query.embeddings
     return model
 
@@ -121,9 +135,10 @@ def run_tower(tower: PreTrainedModel, texts: PackedTexts, inner: Sequence[int] =
     inner: layers, 0-based, whose pooled states are wanted too.
     """
     inputs = {"input_ids": texts.ids, "output_hidden_states": bool(inner)}
+    inputs |= token_types(tower, texts.types)
     if texts.shared_rows:
-        inputs |= {"token_type_ids": texts.types, "position_ids": texts.positions}
-        inputs |= {"attention_mask": _block_mask(texts.text)}
+        inputs |= {"position_ids": texts.positions + first_position(tower.config)}
+        inputs |= {"attention_mask": block_mask(tower, texts.text)}
     else:
         inputs |= {"attention_mask": (texts.text >= 0).long()}
     output = tower(**inputs)
@@ -174,28 +189,11 @@ def encode_chunks(
         model.train(was_training)
 
 
-def layer_stack(tower: PreTrainedModel) -> nn.ModuleList:
-    """The transformer layers of a tower, whatever its family calls them. Raises EncoderError if unclear."""
-    depth = tower.config.num_hidden_layers
-    stacks = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if not stacks:
-        raise EncoderError(f"no stack of {depth} layers found in a {tower.config.model_type} encoder")
-    return stacks[0]
-
-
 def even_layers(source: int, target: int) -> tuple[int, ...]:
     """`target` evenly spaced layers of `source`, the last one always kept: 6 -> 3 gives (1, 3, 5)."""
     if not 1 <= target <= source:
         raise RecipeError(f"a grade of {target} layers cannot be cut from {source} layers")
     return tuple((index + 1) * source // target - 1 for index in range(target))
-
-
-def _block_mask(text: Tensor) -> Tensor:
-    """Attention only inside a text (padding attends to padding, and is dropped after)."""
-    same = text[:, :, None] == text[:, None, :]
-    if int(transformers.__version__.split(".")[0]) >= 5:
-        return same[:, None]  # transformers 5 passes a four-dimensional bool mask through
-    return same.float()  # transformers 4 turns (R, L, L) ones and zeros into its additive mask
 
 
 def table_chunks(table: TokenTable) -> Iterator[np.ndarray]:

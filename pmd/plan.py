@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import yaml
-from transformers import AutoConfig
 
 from pmd.batches import Masking, epoch_rows, make_batch, steps_per_epoch, tokenise
 from pmd.datasets.places import cache_folder
-from pmd.encoder import resolve_encoder
+from pmd.encoder import read_config, resolve_encoder
+from pmd.families import SHARED_ROW_FAMILIES
 from pmd.graph import KnowledgeGraph
-from pmd.model import SHARED_ROW_FAMILIES
 from pmd.packing import padding_share
 from pmd.recipe import Recipe
 from pmd.serving.tokenization import TextTokenizer
@@ -25,7 +24,7 @@ ADAM_COPIES = 4  # weights, gradients, two moments
 def describe(recipe: Recipe, graph: KnowledgeGraph) -> tuple[str, dict[str, Any]]:
     """The plan as text for people and as facts for machines: recipe, texts, steps, tokens, memory estimate."""
     files = resolve_encoder(recipe.encoder, recipe.encoder_sha256)
-    config = AutoConfig.from_pretrained(files.folder)
+    config = read_config(files.folder)
     stages = plan_stages(recipe, config.num_hidden_layers, _student_depth(recipe))
     tokenizer = TextTokenizer((files.folder / "tokenizer.json").read_text(encoding="utf-8"), recipe.max_tokens)
     texts = tokenise(graph, tokenizer, recipe.templates, cache_folder())
@@ -74,7 +73,7 @@ def _student_depth(recipe: Recipe) -> int | None:
     if recipe.student_encoder is None:
         return None
     other = resolve_encoder(recipe.student_encoder)
-    return int(AutoConfig.from_pretrained(other.folder).num_hidden_layers)
+    return int(read_config(other.folder).num_hidden_layers)
 
 
 def _memory(weights: Any, config: Any, tokens: int) -> int:

@@ -54,7 +54,7 @@ def plan_stages(recipe: Recipe, depth: int, student_depth: int | None = None) ->
     for position, (grade, rate) in enumerate(zip(recipe.grades, recipe.mask_rates, strict=True)):
         teacher = None if alone else stages[0 if recipe.taught_by == "teacher" else -1]
         source = teacher if recipe.student_init == "teacher" else None
-        if student_depth is not None and teacher is stages[0]:
+        if student_depth is not None and teacher is not None and teacher.name == TEACHER:
             source = None  # the first teacher's layers are of another width
         source_depth = source.grade if source else (student_depth or depth)
         layers = _layer_map(recipe, grade, source_depth)
@@ -102,6 +102,15 @@ def _inner_layers(
         return inner, layers[:-1]
     depth = max(teacher.grade, len(layers))
     return inner, tuple(min(layer, teacher.grade - 1) for layer in even_layers(depth, len(layers))[:-1])
+
+
+def pretrained_layers(stages: Sequence[Stage]) -> dict[str, tuple[int, ...]]:
+    """Which layers of its pretrained encoder each stage starts from, by stage name, whatever was cut in between."""
+    kept: dict[str, tuple[int, ...]] = {}
+    for stage in stages:
+        source = kept.get(stage.source)
+        kept[stage.name] = tuple(source[layer] for layer in stage.layers) if source else stage.layers
+    return kept
 
 
 def objective_of(recipe: Recipe, stage: Stage) -> Objective:

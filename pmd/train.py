@@ -31,7 +31,7 @@ from pmd.prefetch import ahead
 from pmd.serving.known import KnownAnswers
 from pmd.step import Learner, Objective, Precision, train_step
 from pmd.teacher import Teacher
-from pmd.workers import Workers
+from pmd.workers import WorkerError, Workers
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class StageTrainer:
         self._state = StageState(self.stage, chunk_tokens=self.compute.chunk_tokens)
         self._per_epoch = steps_per_epoch(self.texts.known, self.batching)
         if self.checkpoint.exists():
-            self._restore()
+            with self.workers.together():
+                self._restore()
         elif self.earlier_batches == "all":
             self._fill_memory(encode_table(self.student, "entity", self.texts.entities))
         self._saved_at = self._resumed_at = time.monotonic()
@@ -176,7 +177,7 @@ class StageTrainer:
             schedule.seed,
             epoch,
             skip=state.step - epoch * self._per_epoch,
-            shared_rows=self.student.shares_rows,
+            shared_rows=self.student.shares_rows and (self.teacher is None or self.teacher.model.shares_rows),
         )
         score_sum = torch.tensor(state.score_sum, dtype=torch.float64, device=self.student.device)
         for batch in ahead(batches) if self.student.device.type == "cuda" else batches:
@@ -198,8 +199,13 @@ class StageTrainer:
             try:  # the seed of dropout: the step alone decides it, as it decides the masks
                 return train_step(learner, batch, state.step, (*schedule.seed, state.step), state.chunk_tokens)
             except RuntimeError as error:
-                if self.workers.parts > 1 or not _out_of_memory(error):
+                if not _out_of_memory(error):
                     raise
+                if self.workers.parts > 1:  # the others are in the middle of their step
+                    raise WorkerError(
+                        f"process {self.workers.part} is out of memory; lower chunk_tokens, which is "
+                        f"{state.chunk_tokens}, or batch_size"
+                    ) from error
                 state.chunk_tokens = _smaller_chunk(batch, state.chunk_tokens)
             self.events.say(f"{self.stage}: out of memory; going on with {state.chunk_tokens} tokens at a time")
             torch.cuda.empty_cache()
@@ -222,6 +228,7 @@ class StageTrainer:
         record = {
             "epoch": epoch + 1,
             "step": state.step,
+            "mask_rate": self._mask_rate(epoch),
             "valid_mrr": metrics and metrics["mrr"],
             "seconds": state.seconds,
             "score": state.score_sum / self._per_epoch,
@@ -237,10 +244,13 @@ class StageTrainer:
     def _report(self, epoch: int, parts: LossParts) -> None:
         self._count_time()
         due = self.events.step_is_due(last=self._state.step == self.schedule.epochs * self._per_epoch)
+        due = self.workers.agreed(due)  # or one process would stop at a loss that the others have not read
         if due or self.student.device.type == "cpu":  # reading a number makes the CPU wait for a GPU
             self._check_finite(parts)
         if due:
-            self.events.step(self.stage, epoch + 1, self._state, self.schedule.epochs * self._per_epoch, parts)
+            lr = self._learner.optimizer.param_groups[0]["lr"]
+            total = self.schedule.epochs * self._per_epoch
+            self.events.step(self.stage, epoch + 1, self._state, total, parts, lr)
         self._parts = parts
 
     def _check_finite(self, parts: LossParts) -> None:

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     | {"pyarrow", "rdflib", "matplotlib", "jinja2", "markupsafe"},
     "export": {"numpy", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "click", "optimum"},
     "benchmarks/gpu": {"numpy", "safetensors", "yaml", "click"},
+    "benchmarks/loops": {"numpy", "torch"},
     "benchmarks": {"numpy", "psutil", "matplotlib", "jinja2", "click", "tokenizers", "onnxruntime", "markupsafe"},
 }
 OURS = {
@@ -28,11 +29,12 @@ OURS = {
     "export": {"pmd", "pmd.serving", "pmd.datasets", "pmd.export"},
     "benchmarks": {"pmd.serving", "pmd.benchmarks"},
     "benchmarks/gpu": {"pmd.serving", "pmd.benchmarks"},
+    "benchmarks/loops": {"pmd", "pmd.serving", "pmd.datasets", "pmd.benchmarks"},  # in child processes alone
 }
 FOLDERS = {"export", "serving", "benchmarks"}
 PACKAGES = FOLDERS | {"datasets", "study"}
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "matplotlib", "optimum", "pydantic", "optuna"}
-HEAVY |= {"pyarrow", "rdflib"}
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "matplotlib", "optimum", "pydantic"}
+HEAVY |= {"pyarrow", "rdflib", "optuna"}
 
 
 def imported(path):
@@ -56,7 +58,7 @@ def test_import_rules(folder):
             top = name.split(".")[0]
             if top == "pmd":
                 part = ".".join(name.split(".")[:2])
-                owner = part if folder in {"pmd/datasets", "pmd/study"} or part.split(".")[-1] in PACKAGES else "pmd"
+                owner = part if folder == "pmd/datasets" or part.split(".")[-1] in PACKAGES else "pmd"
                 allowed = OURS[folder] | ({"pmd"} if name == "pmd" else set())  # `from pmd import __version__`
                 assert owner in allowed, f"{path.name} imports {name}"
             else:
@@ -98,9 +100,8 @@ def test_the_wheel_installs_every_package_and_its_data(tmp_path):
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {f"{folder}/{path.name}" for folder in ("pmd", "pmd/datasets", "pmd/study") for path in modules(folder)}
-    for folder in (*FOLDERS, "benchmarks/gpu"):
-        expected |= {f"pmd/{folder}/{path.name}" for path in modules(folder)}
+    installed = {folder: folder if folder.startswith("pmd") else f"pmd/{folder}" for folder in OURS}
+    expected = {f"{installed[folder]}/{path.name}" for folder in OURS for path in modules(folder)}
     expected |= {f"pmd/data/umls/{name}.tsv" for name in ("entities", "relations", "train", "valid", "test")}
     expected |= {"pmd/datasets/catalogue.yaml", "pmd/datasets/templates/check.html.j2"}
     expected |= {"pmd/recipes/umls.yaml", "pmd/py.typed", "pmd/benchmarks/templates/report.html.j2"}

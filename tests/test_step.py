@@ -255,6 +255,23 @@ def test_memory_lets_earlier_entities_compete(texts, load):
     assert third is not None
 
 
+def test_memory_is_silent_while_vectors_move(texts):
+    memory = EntityMemory(torch.zeros(12, 4), horizon=None, self_negatives=True)
+    batch = batch_of(texts, 0.0, Batching(2, "batch", False, 1))
+    one, other = torch.eye(4)[:1], torch.eye(4)[1:2]
+    memory.fill(one.expand(12, 4), step=0)
+    memory.put(batch.entity_ids, one.expand(len(batch.entity_ids), 4), step=1)
+    assert memory.rivals(batch, 2) is not None
+    memory.put(batch.entity_ids, other.expand(len(batch.entity_ids), 4), step=2)
+    assert float(memory.steadiness) == 0.0
+    assert memory.rivals(batch, 3) is None, "a model that moves could beat them all by moving away"
+    copy = EntityMemory(torch.zeros(12, 4), horizon=None, self_negatives=True)
+    copy.load(memory.state())
+    assert copy.rivals(batch, 3) is None
+    memory.put(batch.entity_ids, other.expand(len(batch.entity_ids), 4), step=3)
+    assert memory.rivals(batch, 4) is not None
+
+
 def test_memory_forgets_after_its_horizon(texts):
     memory = EntityMemory(torch.zeros(12, 4), horizon=2, self_negatives=True)
     batch = batch_of(texts, 0.0, Batching(2, "batch", False, 1))

@@ -186,3 +186,44 @@ def test_ctrl_c_leaves_no_half_written_stage(recipe, tmp_path, monkeypatch):
     monkeypatch.undo()
     code, _, stderr = run("--recipe", recipe, "--out", tmp_path / "run", "--resume", "--quiet")
     assert code == 0, stderr
+
+
+def test_stages_of_another_run_are_taken_over(finished, material, tmp_path):
+    """What differs only in its students takes the teacher, and trains the rest as if it had trained it itself."""
+    recipe = write_recipe(tmp_path / "toy.yaml", *material, rerank={"hops": 1}, alpha=0.3)
+    for name, more in (("alone", ()), ("reusing", ("--reuse", finished[0]))):
+        code, _, stderr = run("--recipe", recipe, "--out", tmp_path / name, "--quiet", *more)
+        assert code == 0, stderr
+    events = (tmp_path / "reusing" / "events.jsonl").read_text()
+    assert '"stage": "pre-distilled"' in events
+    assert '"stage": "teacher"' not in events, "the teacher was trained again"
+    for stage in ("teacher", "pre-distilled", "grade-2"):
+        weights = [(tmp_path / name / stage / "model.safetensors").read_bytes() for name in ("alone", "reusing")]
+        assert weights[0] == weights[1], stage
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "pkd"},
+        {"method": "lkd"},
+        {"method": "pmd-no-mgfd"},
+        {"feature_term": "pooled", "score_form": "logit", "taught_by": "teacher", "student_init": "pretrained"},
+        {"candidates": "batch", "order": "graph", "earlier_batches": "all", "mask_positions": "rarity"},
+        {"share_towers": "embeddings", "chunk_tokens": 100, "mask_schedule": "linear"},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_every_choice_trains_a_ladder(material, tmp_path, changes):
+    recipe = write_recipe(tmp_path / "toy.yaml", *material, epochs=1, **changes)
+    code, stdout, stderr = run("--recipe", recipe, "--out", tmp_path / "run", "--quiet")
+    assert code == 0, stderr
+    assert [stage["stage"] for stage in json.loads(stdout.splitlines()[-1])["stages"]][-1] == "grade-2"
+
+
+def test_a_recipe_for_no_known_choice_is_one_line(material, tmp_path):
+    recipe = write_recipe(tmp_path / "toy.yaml", *material, mask_positions="best")
+    code, _, stderr = run("--recipe", recipe, "--out", tmp_path / "run")
+    assert code == 2
+    assert "mask_positions: Input should be 'uniform', 'salience' or 'rarity'" in stderr
+    assert not (tmp_path / "run").exists()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
 from pmd.graph import KnowledgeGraph
 
@@ -48,6 +51,78 @@ def write_encoder(folder: Path, *, layers: int = 4, width: int = 32, seed: int =
         )
         BertModel(config).save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tiny_tokenizer().to_str(), encoding="utf-8")
+    return folder
+
+
+def roberta_tokenizer() -> Tokenizer:
+    """Byte-level BPE with RoBERTa's special tokens, ids and template: two separators inside a pair."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return tokenizer
+
+
+def mpnet_tokenizer() -> Tokenizer:
+    """Words, with MPNet's special tokens."""
+    tokens = ["<s>", "<pad>", "</s>", "[UNK]", *WORDS, ":", "<mask>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return tokenizer
+
+
+BERT_LIKE = {"num_attention_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2}
+FAIRSEQ = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+FAMILIES: dict[str, tuple[str, Callable[[], Tokenizer], dict[str, Any]]] = {
+    "bert": ("bert", tiny_tokenizer, BERT_LIKE),
+    "bert with one token type": ("bert", tiny_tokenizer, BERT_LIKE | {"type_vocab_size": 1}),
+    "electra": ("electra", tiny_tokenizer, BERT_LIKE | {"embedding_size": 16}),
+    "distilbert": (
+        "distilbert",
+        tiny_tokenizer,
+        {"n_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2, "sinusoidal_pos_embds": False},
+    ),
+    "mpnet": ("mpnet", mpnet_tokenizer, BERT_LIKE | FAIRSEQ),
+    "roberta": ("roberta", roberta_tokenizer, BERT_LIKE | FAIRSEQ | {"type_vocab_size": 1}),
+    "xlm-roberta": ("xlm-roberta", roberta_tokenizer, BERT_LIKE | FAIRSEQ | {"type_vocab_size": 1}),
+    "modernbert": (
+        "modernbert",
+        tiny_tokenizer,
+        BERT_LIKE
+        | {"local_attention": 8, "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
+        | {"bos_token_id": 2, "eos_token_id": 3},
+    ),
+}
+"""By name: transformers' model type, the tokenizer, and settings beside size."""
+
+
+def write_family(folder: Path, family: str, *, layers: int = 4, width: int = 32, **changes: Any) -> Path:
+    """A saved encoder of a family with random weights, its biases and norms random too, and its tokenizer."""
+    model_type, tokenizer, settings = FAMILIES[family]
+    built = tokenizer()
+    inner = "hidden_dim" if model_type == "distilbert" else "intermediate_size"
+    size = {"vocab_size": built.get_vocab_size(), inner: 2 * width}
+    names = ("dim", "n_layers") if model_type == "distilbert" else ("hidden_size", "num_hidden_layers")
+    size |= dict(zip(names, (width, layers), strict=True))
+    config = AutoConfig.for_model(model_type, **size | settings | changes)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ModernBERT's module compiles a function when it is imported: torch warns
+        torch.manual_seed(0)
+        model = AutoModel.from_config(config)
+        for parameter in model.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(built.to_str(), encoding="utf-8")
     return folder
 
 
