@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
 from pmd.benchmarks.ranking import main
 from tests.tiny_encoder import write_graph
 
 
+@pytest.mark.slow  # whole child processes
 def test_a_small_graph(tmp_path):
     result = CliRunner().invoke(main, [str(write_graph(tmp_path / "tiny")), "--part", "1"])
     assert result.exit_code == 0, result.stderr

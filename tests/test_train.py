@@ -110,7 +110,10 @@ def resumes_to_the_same_bytes(make, folder, stop_after):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("stop_after", [1, 6, 7, 8, 13])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("stop_after", [7, *(pytest.param(stop, marks=SLOW) for stop in (1, 6, 8, 13))])
 def test_resumed_equals_uninterrupted(texts, pretrained, tmp_path, stop_after):
     """Stopped in the middle of an epoch, at its end, or late: the final bytes are the same."""
 
@@ -131,12 +134,15 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+FAST = ("every entity remembered", "rate by the gap")
+
+
+@pytest.mark.parametrize("loop", [pytest.param(loop, marks=[] if loop in FAST else SLOW) for loop in LOOPS])
 def test_every_kind_of_loop_resumes_to_the_same_bytes(texts, pretrained, tmp_path, loop):
     def make(folder, **changes):
-        return trainer(texts, pretrained, folder, **LOOPS[loop], **changes)
+        return trainer(texts, pretrained, folder, epochs=2, **LOOPS[loop], **changes)
 
-    resumes_to_the_same_bytes(make, tmp_path, stop_after=9)
+    resumes_to_the_same_bytes(make, tmp_path, stop_after=8)
 
 
 def test_a_narrow_student_resumes_with_its_projection(texts, pretrained, tmp_path):
@@ -144,9 +150,9 @@ def test_a_narrow_student_resumes_with_its_projection(texts, pretrained, tmp_pat
     narrow = load_encoder(files, dropout=0.1, temperature=0.05)
 
     def make(folder, **changes):
-        return trainer(texts, pretrained, folder, student=narrow.cut((0, 1)), **changes)
+        return trainer(texts, pretrained, folder, epochs=1, student=narrow.cut((0, 1)), **changes)
 
-    resumes_to_the_same_bytes(make, tmp_path, stop_after=5)
+    resumes_to_the_same_bytes(make, tmp_path, stop_after=3)
 
 
 def test_the_mask_rate_follows_the_schedule(texts, pretrained, tmp_path, monkeypatch):

@@ -202,15 +202,21 @@ def test_stages_of_another_run_are_taken_over(finished, material, tmp_path):
         assert weights[0] == weights[1], stage
 
 
+def slow(changes):
+    return pytest.param(changes, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"method": "pkd"},
-        {"method": "lkd"},
-        {"method": "pmd-no-mgfd"},
-        {"feature_term": "pooled", "score_form": "logit", "taught_by": "teacher", "student_init": "pretrained"},
+        slow({"method": "lkd"}),
+        slow({"method": "pmd-no-mgfd"}),
+        slow(
+            {"feature_term": "pooled", "score_form": "logit", "taught_by": "teacher", "student_init": "pretrained"}
+        ),
         {"candidates": "batch", "order": "graph", "earlier_batches": "all", "mask_positions": "rarity"},
-        {"share_towers": "embeddings", "chunk_tokens": 100, "mask_schedule": "linear"},
+        slow({"share_towers": "embeddings", "chunk_tokens": 100, "mask_schedule": "linear"}),
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()),
 )
