@@ -77,6 +77,7 @@ CHOICES = (
         {"pooled": "features pooled and normalised first", "positions": "features at masked positions"},
     ),
     ("score_form", {"logit": "scores compared with margin and temperature", "cosine": "plain cosines compared"}),
+    ("score_scale", {1.0: "cosines compared as they are", 20.0: "cosines compared at the scale of the logits"}),
 )
 """Recipe keys with two values, and what each value means."""
 
@@ -172,10 +173,11 @@ STUDIES = {
 """The studies whose variants are known beforehand; the search for weights is in `search.py`."""
 
 
-def _turned(recipe: Recipe, key: str, meanings: Mapping[str, str]) -> Variant:
+def _turned(recipe: Recipe, key: str, meanings: Mapping[Any, str]) -> Variant:
     """The recipe with one two-valued key set to the value it does not have."""
     other = next(value for value in meanings if value != getattr(recipe, key))
-    return Variant(f"{key.replace('_', '-')}-{other}", {"method": "pmd", key: other}, meanings[other])
+    shown = f"{other:g}" if isinstance(other, float) else other
+    return Variant(f"{key.replace('_', '-')}-{shown}", {"method": "pmd", key: other}, meanings[other])
 
 
 def _masked(name: str, rates: Sequence[float], why: str) -> Variant:
