@@ -17,13 +17,14 @@ from pmd.batches import TrainingTexts, steps_per_epoch, tokenise
 from pmd.checkpoint import StageState
 from pmd.datasets.places import cache_folder
 from pmd.device import keep_freed_memory, uses_bf16
-from pmd.encoder import EncoderFiles, load_encoder, resolve_encoder
-from pmd.errors import EncoderError, RunError
+from pmd.errors import RunError
 from pmd.evaluation import evaluate_model
 from pmd.events import Events, OnEpoch
 from pmd.grade import METRICS, GradeInfo, check_survives_saving, load_grade, save_grade
 from pmd.graph import KnowledgeGraph
+from pmd.learner import Compute, Schedule
 from pmd.model import BiEncoder
+from pmd.pretrained import Pretrained
 from pmd.recipe import Recipe
 from pmd.run import LADDER_SCHEMA, RunFolder, start_run, write_json
 from pmd.serving.known import KnownAnswers
@@ -31,7 +32,6 @@ from pmd.serving.storage import atomic_folder
 from pmd.serving.tokenization import TextTokenizer
 from pmd.stages import (
     PRETRAINED,
-    TEACHER,
     Stage,
     objective_of,
     plan_stages,
@@ -41,7 +41,7 @@ from pmd.stages import (
 from pmd.teacher import Teacher
 from pmd.token_tables import content_key
 from pmd.trackers import tracking
-from pmd.train import Compute, Schedule, StageTrainer, TimeLimitReached
+from pmd.train import StageTrainer, TimeLimitReached
 from pmd.workers import Workers
 
 
@@ -71,7 +71,7 @@ def train_ladder(
     keep_freed_memory()
     folder = RunFolder(out)
     with workers.together():
-        encoders = _Encoders.load(recipe)
+        encoders = Pretrained.load(recipe)
         stages = plan_stages(recipe, encoders.teacher.depth, encoders.student_depth)
         for name, layers in pretrained_layers(stages).items():  # hours before some of them are cut
             check_survives_saving(encoders.of(name)[0].cut(layers))
@@ -114,64 +114,12 @@ def train_ladder(
         return ladder.train()
 
 
-@dataclass(frozen=True)
-class _Encoders:
-    """The pretrained encoders of a run: the teacher's, and the students' where it is another."""
-
-    teacher: BiEncoder
-    student: BiEncoder
-    teacher_name: str
-    student_name: str
-    tokenizer_json: str
-    facts: dict[str, str]
-
-    @classmethod
-    def load(cls, recipe: Recipe) -> _Encoders:
-        files = resolve_encoder(recipe.encoder, recipe.encoder_sha256)
-
-        def load(files: EncoderFiles) -> BiEncoder:
-            return load_encoder(
-                files,
-                dropout=recipe.dropout,
-                temperature=recipe.temperature,
-                sharing=recipe.share_towers,
-                max_tokens=recipe.max_tokens,
-            )
-
-        facts = {"name": files.name, "sha256": files.sha256}
-        tokenizer_json = (files.folder / "tokenizer.json").read_text(encoding="utf-8")
-        teacher = load(files)
-        if recipe.student_encoder is None:
-            return cls(teacher, teacher, files.name, files.name, tokenizer_json, facts)
-        other = resolve_encoder(recipe.student_encoder)
-        _same_tokenizer(tokenizer_json, (other.folder / "tokenizer.json").read_text(encoding="utf-8"), other.name)
-        facts |= {"student_name": other.name, "student_sha256": other.sha256}
-        return cls(teacher, load(other), files.name, other.name, tokenizer_json, facts)
-
-    def of(self, stage: str) -> tuple[BiEncoder, str]:
-        """The encoder that a stage starts from, directly or through others, and its name."""
-        return (self.teacher, self.teacher_name) if stage == TEACHER else (self.student, self.student_name)
-
-    @property
-    def student_depth(self) -> int | None:
-        return None if self.student is self.teacher else self.student.depth
-
-
-def _same_tokenizer(ours: str, theirs: str, name: str) -> None:
-    """Raise EncoderError unless two encoders give every text the same ids: masks and positions must be the same."""
-    first, second = ({**json.loads(text), "truncation": None, "padding": None} for text in (ours, theirs))
-    if first != second:
-        raise EncoderError(
-            f"student_encoder {name} has another tokenizer than the encoder; both must read the same tokens"
-        )
-
-
 @dataclass
 class _Ladder:
     recipe: Recipe
     texts: TrainingTexts
     known: KnownAnswers
-    encoders: _Encoders
+    encoders: Pretrained
     stages: list[Stage]
     identities: dict[str, str]
     folder: RunFolder

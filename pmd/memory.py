@@ -11,12 +11,14 @@ to what they were when last encoded.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pmd.batches import Batch, rivals
+from pmd.model import BiEncoder
 from pmd.serving.known import IntArray
 
 NEVER = -(2**62)
@@ -37,6 +39,14 @@ class EntityMemory:
     """int64 (E,), on the CPU: the step that a vector is of."""
     steadiness: Tensor = field(init=False)
     """Scalar, on the CPU: mean cosine of the last batch's vectors and those they replaced."""
+
+    @classmethod
+    def empty(
+        cls, num_entities: int, student: BiEncoder, earlier_batches: int | Literal["all"], *, self_negatives: bool
+    ) -> EntityMemory:
+        """A memory for a student's vectors that reaches back this many batches, or to every entity's last one."""
+        vectors = torch.zeros(num_entities, student.width, device=student.device)
+        return cls(vectors, None if earlier_batches == "all" else earlier_batches, self_negatives)
 
     def __post_init__(self) -> None:
         """Nothing is in it yet."""

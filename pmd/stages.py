@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pmd.errors import RecipeError
+from pmd.learner import FeatureTerm, Objective
 from pmd.model import even_layers
 from pmd.recipe import Recipe
-from pmd.step import FeatureTerm, Objective
 
 TEACHER, PRE_DISTILLED, PRETRAINED = "teacher", "pre-distilled", "pretrained"
 MASKS = ("pmd", "pmd-no-mgfd")  # the methods that mask their texts

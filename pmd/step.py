@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pmd.batches import Batch
+from pmd.learner import Learner
 from pmd.losses import (
     LossParts,
     distillation_loss,
@@ -28,69 +27,11 @@ from pmd.losses import (
     squared_gaps,
     task_loss,
 )
-from pmd.memory import EntityMemory
-from pmd.model import BiEncoder, TowerOutput, run_tower
+from pmd.model import TowerOutput, run_tower
 from pmd.packing import PackedTexts
 from pmd.serving.known import IntArray
-from pmd.teacher import Teacher
-from pmd.workers import Workers
 
 CPU_SHEET_TOKENS = 4096  # a CPU's caches hold their activations: 11 % faster than a batch of 11,000 tokens whole
-FeatureTerm = Literal["none", "positions", "pooled", "patient"]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What the loss is made of."""
-
-    alpha: float
-    beta: float
-    margin: float
-    score_form: str = "cosine"
-    """`cosine`: cosines times score_scale; `logit`: the student's with margin and temperature, as released."""
-    score_scale: float = 1.0
-    feature: FeatureTerm = "positions"
-    """States compared: at masked positions, pooled over them by text, or pooled inner layers (patient)."""
-    inner: tuple[int, ...] = ()
-    """The student's layers that the patient term compares."""
-
-    @property
-    def compares(self) -> bool:
-        """Whether states are compared, and not only scores."""
-        return self.feature != "none" and self.beta > 0.0
-
-
-@dataclass(frozen=True)
-class Precision:
-    """What towers compute in: float32, or bfloat16 in matrix products; teacher and student alike."""
-
-    device_type: str
-    bf16: bool
-
-    def __call__(self) -> torch.autocast:
-        """A context for a forward pass."""
-        return torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16)
-
-
-@dataclass
-class Learner:
-    """Who learns, from whom, by what."""
-
-    student: BiEncoder
-    optimizer: torch.optim.Optimizer
-    objective: Objective
-    clip_norm: float
-    teacher: Teacher | None = None
-    projection: nn.Linear | None = None
-    """From the student's width to the teacher's, where they differ; it is not part of the grade."""
-    memory: EntityMemory | None = None
-    workers: Workers = field(default_factory=Workers)
-    precision: Precision = field(default_factory=lambda: Precision("cpu", bf16=False))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the student is."""
-        return self.student.device
 
 
 def train_step(

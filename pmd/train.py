@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pmd.batches import Batch, Batching, Masking, TrainingTexts, epoch_batches, steps_per_epoch
 from pmd.checkpoint import (
@@ -23,39 +23,16 @@ from pmd.checkpoint import (
 from pmd.errors import TrainingError
 from pmd.evaluation import evaluate_model
 from pmd.events import Events
+from pmd.learner import Compute, Learner, Objective, Schedule, new_learner
 from pmd.losses import LossParts
 from pmd.masking import epoch_mask_rate, token_weights
 from pmd.memory import EntityMemory
 from pmd.model import BiEncoder, encode_table, unique_state
 from pmd.prefetch import ahead
 from pmd.serving.known import KnownAnswers
-from pmd.step import Learner, Objective, Precision, train_step
+from pmd.step import train_step
 from pmd.teacher import Teacher
 from pmd.workers import WorkerError, Workers
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast a stage trains."""
-
-    epochs: int
-    lr: float
-    warmup_steps: int
-    weight_decay: float
-    clip_norm: float
-    mask_rate: float
-    seed: tuple[int, ...]
-    mask_schedule: str = "fixed"
-    mask_positions: str = "uniform"
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How a step is computed; of these only bf16 moves its numbers by more than rounding."""
-
-    chunk_tokens: int | None = None
-    bf16: bool = False
-    compiled: bool = False
 
 
 class TimeLimitReached(Exception):
@@ -117,40 +94,17 @@ class StageTrainer:
         return self._state
 
     def _make_learner(self) -> Learner:
-        projection = self._projection()
-        parameters = [*self.student.parameters(), *(projection.parameters() if projection is not None else ())]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=self.schedule.lr, weight_decay=self.schedule.weight_decay, fused=True
-        )
-        if self.compute.compiled:
-            self.student.query.compile(dynamic=True)
-            self.student.entity.compile(dynamic=True)
         memory = None
         if self.earlier_batches:
-            horizon = None if self.earlier_batches == "all" else self.earlier_batches
-            vectors = torch.zeros(self.texts.graph.num_entities, self.student.width, device=self.student.device)
-            memory = EntityMemory(vectors, horizon, self.batching.self_negatives)
-        return Learner(
-            student=self.student,
-            optimizer=optimizer,
-            objective=self.objective,
-            clip_norm=self.schedule.clip_norm,
-            teacher=self.teacher,
-            projection=projection,
-            memory=memory,
-            workers=self.workers,
-            precision=Precision(self.student.device.type, self.compute.bf16),
+            memory = EntityMemory.empty(
+                self.texts.graph.num_entities,
+                self.student,
+                self.earlier_batches,
+                self_negatives=self.batching.self_negatives,
+            )
+        return new_learner(
+            self.student, self.teacher, self.objective, self.schedule, self.compute, memory, self.workers
         )
-
-    def _projection(self) -> nn.Linear | None:
-        """From the student's width to the teacher's where states of different width are compared."""
-        if self.teacher is None or self.teacher.model.width == self.student.width or not self.objective.compares:
-            return None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.schedule.seed[0])
-            projection = nn.Linear(self.student.width, self.teacher.model.width, bias=False)
-            nn.init.orthogonal_(projection.weight)
-        return projection.to(self.student.device)
 
     def _prepare_teacher(self) -> dict[str, Any] | None:
         """What can be known of the teacher before the first step. Returns the mask weights of every token."""

@@ -20,9 +20,10 @@ from pmd.benchmarks.loops.wanted import CASES, LOOPS, MASKED, NAIVE, TEACHER, UN
 from pmd.benchmarks.training import main
 from pmd.benchmarks.training_curve import figure
 from pmd.encoder import load_encoder, resolve_encoder
+from pmd.learner import Learner, Objective, Precision
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer
-from pmd.step import Learner, Objective, Precision, step_gradients
+from pmd.step import step_gradients
 from pmd.teacher import Teacher
 from tests.graphs import graph_of
 from tests.tiny_encoder import tiny_graph, tiny_tokenizer, write_encoder, write_graph, write_recipe

@@ -8,11 +8,12 @@ from pmd.checkpoint import StageState
 from pmd.encoder import load_encoder, resolve_encoder
 from pmd.errors import RunError, TrainingError
 from pmd.events import Events
+from pmd.learner import Compute, Objective, Schedule
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer
-from pmd.step import Objective, train_step
+from pmd.step import train_step
 from pmd.teacher import Teacher
-from pmd.train import Compute, Schedule, StageTrainer, TimeLimitReached, learning_rate
+from pmd.train import StageTrainer, TimeLimitReached, learning_rate
 from tests.tiny_encoder import tiny_graph, tiny_tokenizer, write_encoder
 
 BATCHING = Batching(batch_size=8, candidates="all", self_negatives=True, answers_per_query=None)

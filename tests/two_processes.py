@@ -20,11 +20,12 @@ from torch import nn
 from pmd.batches import Batching, Masking, epoch_rows, make_batch, tokenise
 from pmd.cli import main
 from pmd.encoder import load_encoder, resolve_encoder
+from pmd.learner import Learner, Objective
 from pmd.memory import EntityMemory
 from pmd.serving.errors import PmdError
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer
-from pmd.step import Learner, Objective, step_gradients, train_step
+from pmd.step import step_gradients, train_step
 from pmd.teacher import Teacher
 from pmd.workers import WorkerError, Workers
 from tests.tiny_encoder import tiny_graph, tiny_tokenizer, write_encoder

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from pmd.batches import TrainingTexts
+from pmd.learner import Objective, Precision
 from pmd.masking import mask_tokens
 from pmd.model import BiEncoder
 from pmd.serving.known import IntArray
 from pmd.serving.tokenization import TokenTable
-from pmd.step import Objective, Precision
 
 
 class Padded(NamedTuple):

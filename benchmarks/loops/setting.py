@@ -13,11 +13,11 @@ from pmd.datasets import load_graph
 from pmd.datasets.places import cache_folder
 from pmd.device import keep_freed_memory, uses_bf16
 from pmd.encoder import load_encoder, resolve_encoder
+from pmd.learner import Objective, Precision
 from pmd.model import BiEncoder, even_layers
 from pmd.recipe import Recipe, load_recipe
 from pmd.serving.tokenization import TextTokenizer
 from pmd.stages import Stage, objective_of, plan_stages
-from pmd.step import Objective, Precision
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from pmd.batches import Batch, Batching, Masking, epoch_batches
 from pmd.benchmarks.loops.naive import NaiveLearner, PaddedBatch, naive_batches
 from pmd.benchmarks.loops.setting import Case, Setting
 from pmd.benchmarks.loops.wanted import GRAPH, NAIVE, RANDOM
+from pmd.learner import Learner
 from pmd.memory import EntityMemory
 from pmd.serving.known import IntArray
 from pmd.serving.tokenization import TokenTable
-from pmd.step import Learner, train_step
+from pmd.step import train_step
 from pmd.teacher import Teacher
 
 
@@ -76,10 +77,14 @@ class OurLoop:
             precision=setting.precision,
         )
         if recipe.earlier_batches:
-            horizon = None if recipe.earlier_batches == "all" else recipe.earlier_batches
-            vectors = torch.zeros(texts.graph.num_entities, student.width)
-            self.learner.memory = EntityMemory(vectors, horizon, recipe.self_negatives)
-            noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
+            self.learner.memory = EntityMemory.empty(
+                texts.graph.num_entities,
+                student,
+                recipe.earlier_batches,
+                self_negatives=recipe.self_negatives,
+            )
+            shape = self.learner.memory.vectors.shape
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
             self.learner.memory.fill(normalize(noise, dim=1), 0)  # as full as it is in training
 
     def _teacher(self, steps: int) -> Teacher | None:
@@ -114,6 +119,8 @@ class OurLoop:
 
     def train(self, batch: Batch) -> None:
         """One step of the trainer."""
+        if self.learner.memory is not None:
+            self.learner.memory.steadiness = torch.ones(())  # as in the later, steady part of a training
         train_step(self.learner, batch, self.done, (0, self.done), self.setting.recipe.chunk_tokens)
         self.done += 1
 
