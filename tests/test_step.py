@@ -9,7 +9,7 @@ from torch import nn
 
 from pmd.batches import Batching, Masking, epoch_rows, make_batch, tokenise
 from pmd.encoder import load_encoder, resolve_encoder
-from pmd.learner import Learner, Objective
+from pmd.learner import Compute, Learner, Objective, Precision, Schedule, new_learner
 from pmd.memory import EntityMemory
 from pmd.model import run_tower, unique_state
 from pmd.packing import pack
@@ -293,3 +293,28 @@ def test_memory_forgets_after_its_horizon(texts):
 def step_of_at(learner, batch, step):
     learner.optimizer.zero_grad()
     return step_gradients(learner, batch, step, (0, step), None), gradients(learner.student)
+
+
+def test_bfloat16_moves_losses_by_its_rounding_only(texts, load):
+    results = []
+    for bf16 in (False, True):
+        learner = learner_of(load().cut((1, 3)), Teacher(load()), precision=Precision("cpu", bf16=bf16))
+        results.append(step_of(learner, batch_of(texts)))
+    exact, rounded = (torch.stack(list(parts)) for parts, _ in results)
+    assert not rounded.equal(exact), "nothing was computed in bfloat16"
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.02)
+    assert all(gradient.dtype == torch.float32 for gradient in results[1][1].values())
+
+
+@pytest.mark.slow  # the compiler takes a minute
+def test_compiled_towers_give_the_same_step(texts, load):
+    results = []
+    for compiled in (False, True):
+        schedule = Schedule(1, 1e-3, 0, 0.0, 10.0, 0.3, (0, 0))
+        learner = new_learner(
+            load().cut((1, 3)), Teacher(load()), objective(), schedule, Compute(compiled=compiled)
+        )
+        results.append(step_of(learner, batch_of(texts)))
+    torch.testing.assert_close(torch.stack(list(results[1][0])), torch.stack(list(results[0][0])))
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, rtol=1e-3, atol=1e-5)
