@@ -26,6 +26,9 @@ STEADY = 0.9
 """Mean cosine of new and old vectors from which old ones compete. Seen at lr 2e-4: 0.87 to 0.92 at the peak of the
 rate without them; with them, unguarded, 0.3 to 0.6, and a collapse of all vectors to one side."""
 
+MOST_RIVALS = 65_536
+"""Old vectors that compete in a step, drawn anew for each: a step's cost must not grow with the graph."""
+
 
 @dataclass
 class EntityMemory:
@@ -81,6 +84,8 @@ class EntityMemory:
         entities = np.flatnonzero(usable)
         if not len(entities):
             return None
+        if len(entities) > MOST_RIVALS:
+            entities = np.sort(np.random.default_rng(step).choice(entities, MOST_RIVALS, replace=False))
         column = np.full(len(usable), -1)
         column[entities] = np.arange(len(entities))
         negative = rivals(batch.heads, column, len(entities), batch.known, self_negatives=self.self_negatives)

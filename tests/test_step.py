@@ -273,6 +273,17 @@ def test_memory_is_silent_while_vectors_move(texts):
     assert memory.rivals(batch, 4) is not None
 
 
+def test_of_a_large_memory_a_part_competes(texts, monkeypatch):
+    monkeypatch.setattr("pmd.memory.MOST_RIVALS", 3)
+    memory = EntityMemory(torch.zeros(12, 4), horizon=None, self_negatives=True)
+    memory.fill(torch.arange(12.0)[:, None].expand(12, 4), step=0)
+    batch = batch_of(texts, 0.0, Batching(2, "batch", False, 1))
+    drawn = [memory.rivals(batch, step)[0][:, 0].int().tolist() for step in range(20)]
+    assert all(len(set(rivals)) == 3 and not set(rivals) & set(batch.entity_ids.tolist()) for rivals in drawn)
+    assert set().union(*drawn) == set(range(12)) - set(batch.entity_ids.tolist()), "each has its turn"
+    assert memory.rivals(batch, 7)[0][:, 0].int().tolist() == drawn[7], "the step decides, so that a run resumes"
+
+
 def test_memory_forgets_after_its_horizon(texts):
     memory = EntityMemory(torch.zeros(12, 4), horizon=2, self_negatives=True)
     batch = batch_of(texts, 0.0, Batching(2, "batch", False, 1))
