@@ -318,6 +318,7 @@ def test_bfloat16_moves_losses_by_its_rounding_only(texts, load):
 
 
 @pytest.mark.slow  # the compiler takes a minute
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
 def test_compiled_towers_give_the_same_step(texts, load):
     results = []
     for compiled in (False, True):
