@@ -169,7 +169,7 @@ def write_recipe(path: Path, data: Path, encoder: Path, **changes: object) -> Pa
         "grades": [4, 2],
         "mask_rates": [0.3, 0.0],
         "epochs": 2,
-        "batch_size": 8,
+        "batch_size": 24,
         "candidates": "all",
         "lr": 0.002,
         "warmup_steps": 2,
