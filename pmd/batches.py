@@ -119,10 +119,10 @@ def epoch_rows(texts: TrainingTexts, batching: Batching, rng: np.random.Generato
     if batching.order == "graph":
         heads = known.queries()[query, 0]
         rows = ordered_rows(rows, heads, graph_places(texts.graph.neighbours(), rng), rng)
-        cuts = [rows[first : first + batching.batch_size] for first in range(0, len(rows), batching.batch_size)]
-        return [cuts[step] for step in rng.permutation(len(cuts))]
-    rows = rows[rng.permutation(len(rows))]
-    return [rows[first : first + batching.batch_size] for first in range(0, len(rows), batching.batch_size)]
+    else:
+        rows = rows[rng.permutation(len(rows))]
+    steps = [rows[first : first + batching.batch_size] for first in range(0, len(rows), batching.batch_size)]
+    return [steps[step] for step in rng.permutation(len(steps))] if batching.order == "graph" else steps
 
 
 def steps_per_epoch(known: KnownAnswers, batching: Batching) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmd.deadline import Deadline
 from pmd.serving.command import EXIT_MISTAKE, EXIT_TIME_LIMIT, HELP, Command, emit, show_progress
 from pmd.serving.errors import PmdError
 from pmd.serving.extras import require
@@ -136,7 +137,7 @@ def main(
     **options: Any,
 ) -> int:
     """Train a teacher and distil it into grades with fewer and fewer layers."""
-    started = time.monotonic()
+    started, deadline = time.monotonic(), Deadline.after(time_limit)
     require(
         "train", "torch", "transformers", "safetensors", "pydantic", "yaml", "rich", "huggingface_hub", "accelerate"
     )
@@ -162,7 +163,7 @@ def main(
             folder,
             device=target,
             resume=resume,
-            time_limit=_left(time_limit, since=started),
+            time_limit=deadline.left,  # loading counts
             progress=show_progress(quiet),
             workers=workers,
             trackers=trackers,
@@ -171,11 +172,6 @@ def main(
         if workers.leads:
             _show_results(folder, ladder, done=done, seconds=time.monotonic() - started)
     return 0 if done else EXIT_TIME_LIMIT
-
-
-def _left(time_limit: float | None, *, since: float) -> float | None:
-    """What is left of a time limit after loading."""
-    return None if time_limit is None else max(0.0, time_limit - (time.monotonic() - since))
 
 
 def _show_plan(recipe: Recipe, graph: KnowledgeGraph) -> int:

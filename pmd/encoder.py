@@ -111,6 +111,16 @@ def read_config(folder: Path) -> PretrainedConfig:
     return as_plain_config(config)
 
 
+def encoder_depth(files: EncoderFiles) -> int:
+    """Layers of an encoder, without loading its weights. Raises EncoderError if it is no encoder."""
+    return int(read_config(files.folder).num_hidden_layers)
+
+
+def student_depth(name: str | None) -> int | None:
+    """Layers of the students' encoder of a recipe, None where it names none: students are the teacher's then."""
+    return encoder_depth(resolve_encoder(name)) if name is not None else None
+
+
 def _load_tower(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
     """One tower in float32, every tensor of it from the file. Raises EncoderError otherwise."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,11 +41,19 @@ class KnowledgeGraph:
         return KnownAnswers.from_triples(self.num_entities, self.num_relations, self.train, self.valid, self.test)
 
     def train_known(self) -> KnownAnswers:
-        """Known answers of the training split alone: all that training may look at."""
-        return KnownAnswers.from_triples(self.num_entities, self.num_relations, self.train)
+        """Known answers of the training split alone: all that training may look at. Sorted once."""
+        return self._train_known
 
     def neighbours(self) -> NeighbourGraph:
-        """The training graph without directions."""
+        """The training graph without directions. Sorted once: every epoch's order and validation ask for it."""
+        return self._neighbours
+
+    @cached_property
+    def _train_known(self) -> KnownAnswers:
+        return KnownAnswers.from_triples(self.num_entities, self.num_relations, self.train)
+
+    @cached_property
+    def _neighbours(self) -> NeighbourGraph:
         return NeighbourGraph.from_triples(self.num_entities, self.train)
 
     def texts(self, templates: Templates) -> TextBuilder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from pmd.batches import TrainingTexts, steps_per_epoch, tokenise
 from pmd.checkpoint import StageState
 from pmd.datasets.places import cache_folder
+from pmd.deadline import Deadline
 from pmd.device import keep_freed_memory, uses_bf16
 from pmd.errors import RunError
 from pmd.evaluation import evaluate_model
@@ -67,14 +67,15 @@ def train_ladder(
     that train together. trackers: names of experiment trackers (pmd.trackers) to keep in the run folder.
     """
     workers = workers or Workers()
-    deadline = time.monotonic() + time_limit if time_limit is not None else None
+    deadline = Deadline.after(time_limit)
     keep_freed_memory()
     folder = RunFolder(out)
     with workers.together():
         encoders = Pretrained.load(recipe)
         stages = plan_stages(recipe, encoders.teacher.depth, encoders.student_depth)
-        for name, layers in pretrained_layers(stages).items():  # hours before some of them are cut
-            check_survives_saving(encoders.of(name)[0].cut(layers))
+        cuts = ((encoders.of(name)[0], layers) for name, layers in pretrained_layers(stages).items())
+        for encoder, layers in dict.fromkeys(cuts):  # each once, hours before some of them are made
+            check_survives_saving(encoder.cut(layers))
         if workers.leads:
             start_run(folder, recipe, encoders.facts, device, resume=resume)
     with workers.together():
@@ -125,7 +126,7 @@ class _Ladder:
     folder: RunFolder
     device: torch.device
     events: Events
-    deadline: float | None
+    deadline: Deadline
     reuse: Sequence[Path]
     workers: Workers
     models: dict[str, BiEncoder] = field(default_factory=dict)
@@ -197,7 +198,7 @@ class _Ladder:
             checkpoint=self.folder.checkpoint,
             checkpoint_seconds=recipe.checkpoint_seconds,
             events=self.events,
-            out_of_time=self._out_of_time,
+            out_of_time=self.deadline.passed,
             earlier_batches=recipe.earlier_batches,
             compute=Compute(recipe.chunk_tokens, uses_bf16(recipe.precision, self.device), recipe.compile),
             workers=self.workers,
@@ -274,9 +275,6 @@ class _Ladder:
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise RunError(f"{path} is damaged ({error}); remove {path.parent} to train the stage again") from error
-
-    def _out_of_time(self) -> bool:
-        return self.deadline is not None and time.monotonic() >= self.deadline
 
 
 def _identity(metrics: Path) -> str | None:

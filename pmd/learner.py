@@ -69,6 +69,11 @@ class Learner:
         """Where the student is."""
         return self.student.device
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained: what the optimiser holds."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
 
 @dataclass(frozen=True)
 class Schedule:

@@ -78,8 +78,7 @@ class EntityMemory:
         """
         if float(self.steadiness) < STEADY:
             return None
-        usable = self.encoded_at.numpy() > (NEVER if self.horizon is None else step - self.horizon - 1)
-        usable = usable & (self.encoded_at.numpy() > NEVER)
+        usable = self.encoded_at.numpy() > (NEVER if self.horizon is None else max(NEVER, step - self.horizon - 1))
         usable[batch.entity_ids] = False
         entities = np.flatnonzero(usable)
         if not len(entities):

@@ -63,7 +63,7 @@ class PackedTexts:
     @property
     def padding_share(self) -> float:
         """Share of the rows' tokens that are padding, 0 to 1."""
-        return float((self.text < 0).float().mean())
+        return padding_share([self])
 
     def take_rows(self, rows: IntArray) -> PackedTexts:
         """The texts of the given rows, without the columns that are padding in all of them."""

@@ -9,7 +9,7 @@ import yaml
 
 from pmd.batches import Masking, epoch_rows, make_batch, steps_per_epoch, tokenise
 from pmd.datasets.places import cache_folder
-from pmd.encoder import read_config, resolve_encoder
+from pmd.encoder import read_config, resolve_encoder, student_depth
 from pmd.families import SHARED_ROW_FAMILIES
 from pmd.graph import KnowledgeGraph
 from pmd.packing import padding_share
@@ -25,7 +25,7 @@ def describe(recipe: Recipe, graph: KnowledgeGraph) -> tuple[str, dict[str, Any]
     """The plan as text for people and as facts for machines: recipe, texts, steps, tokens, memory estimate."""
     files = resolve_encoder(recipe.encoder, recipe.encoder_sha256)
     config = read_config(files.folder)
-    stages = plan_stages(recipe, config.num_hidden_layers, _student_depth(recipe))
+    stages = plan_stages(recipe, config.num_hidden_layers, student_depth(recipe.student_encoder))
     tokenizer = TextTokenizer((files.folder / "tokenizer.json").read_text(encoding="utf-8"), recipe.max_tokens)
     texts = tokenise(graph, tokenizer, recipe.templates, cache_folder())
     rng = np.random.default_rng([recipe.seed, 0])
@@ -67,13 +67,6 @@ def describe(recipe: Recipe, graph: KnowledgeGraph) -> tuple[str, dict[str, Any]
         ],
     }
     return _as_text(recipe, graph, recipe.templates, facts), facts
-
-
-def _student_depth(recipe: Recipe) -> int | None:
-    if recipe.student_encoder is None:
-        return None
-    other = resolve_encoder(recipe.student_encoder)
-    return int(read_config(other.folder).num_hidden_layers)
 
 
 def _memory(weights: Any, config: Any, tokens: int) -> int:

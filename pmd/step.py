@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pmd.batches import Batch
 from pmd.learner import Learner
@@ -40,8 +40,7 @@ def train_step(
     """One optimiser step: the only place in the project where weights change."""
     learner.optimizer.zero_grad(set_to_none=True)
     parts = step_gradients(learner, batch, step, seed, chunk_tokens)
-    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, learner.clip_norm)
+    torch.nn.utils.clip_grad_norm_(learner.parameters, learner.clip_norm)
     learner.optimizer.step()
     return parts
 
@@ -65,7 +64,7 @@ def step_gradients(
     task, score = _vector_losses(learner, batch, query, entity, step)
     ((1 - alpha - beta) * task + alpha * score).backward()  # stops at the vectors
     feature = (query.back(beta / max(terms, 1)) + entity.back(beta / max(terms, 1))) / max(terms, 1)
-    towers = [p for p in _trained(learner) if p is not learner.student.log_inverse_temperature]
+    towers = [p for p in learner.parameters if p is not learner.student.log_inverse_temperature]
     learner.workers.add_gradients(towers)  # the temperature's is whole in every process
     if learner.memory is not None:
         learner.memory.put(batch.entity_ids, entity.vectors, step)
@@ -201,11 +200,6 @@ class _Side:
     def _widened(self, states: Tensor) -> Tensor:
         projection = self.learner.projection
         return projection(states.float()) if projection is not None else states.float()
-
-
-def _trained(learner: Learner) -> list[nn.Parameter]:
-    projection = learner.projection.parameters() if learner.projection is not None else ()
-    return [*learner.student.parameters(), *projection]
 
 
 @contextmanager

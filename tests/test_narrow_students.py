@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -16,8 +15,6 @@ from pmd.encoder import load_encoder, resolve_encoder
 from pmd.evaluation import model_scores
 from pmd.families import layer_stack
 from pmd.grade import load_grade
-from pmd.ladder import train_ladder
-from pmd.recipe import load_recipe
 from pmd.serving.known import TEST
 from tests.tiny_encoder import (
     roberta_tokenizer,
@@ -27,8 +24,7 @@ from tests.tiny_encoder import (
     write_graph,
     write_recipe,
 )
-
-CPU = torch.device("cpu")
+from tests.toy_ladder import toy_ladder
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +41,7 @@ GRADES = {"pmd": {"grades": [3, 2], "mask_rates": [0.3, 0.1]}, "pkd": {"grades":
 def ladder(material, out, method="pmd", *, on_epoch=None, resume=False, reuse=(), **changes):
     data, wide, narrow = material
     settings = {"method": method, "student_encoder": str(narrow), "batch_size": 24} | GRADES.get(method, {})
-    recipe = load_recipe(str(write_recipe(out.with_suffix(".yaml"), data, wide)), settings | changes)
-    return train_ladder(
-        recipe,
-        tiny_graph(),
-        out,
-        device=CPU,
-        resume=resume,
-        time_limit=None,
-        progress=False,
-        on_epoch=on_epoch,
-        reuse=reuse,
-    )[0]
+    return toy_ladder(out, data, wide, settings | changes, on_epoch=on_epoch, resume=resume, reuse=reuse)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
@@ -13,10 +12,9 @@ from pmd.encoder import load_encoder, resolve_encoder
 from pmd.errors import EncoderError
 from pmd.evaluation import model_scores
 from pmd.grade import load_grade
-from pmd.ladder import train_ladder
 from pmd.model import share_towers
-from pmd.recipe import load_recipe
-from tests.tiny_encoder import FAMILIES, tiny_graph, write_encoder, write_family, write_graph, write_recipe
+from tests.tiny_encoder import FAMILIES, tiny_graph, write_encoder, write_family, write_graph
+from tests.toy_ladder import toy_ladder
 
 SHARING = ("none", "embeddings", "all")
 
@@ -29,17 +27,7 @@ def material(tmp_path_factory):
 
 def ladder(material, out, sharing, *, on_epoch=None, resume=False, **changes):
     settings = {"share_towers": sharing, "grades": [2], "mask_rates": [0.3], "batch_size": 24, "dropout": 0.1}
-    recipe = load_recipe(str(write_recipe(out.with_suffix(".yaml"), *material)), settings | changes)
-    return train_ladder(
-        recipe,
-        tiny_graph(),
-        out,
-        device=torch.device("cpu"),
-        resume=resume,
-        time_limit=None,
-        progress=False,
-        on_epoch=on_epoch,
-    )[0]
+    return toy_ladder(out, *material, settings | changes, on_epoch=on_epoch, resume=resume)
 
 
 @pytest.fixture(scope="module")

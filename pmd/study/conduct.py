@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from pmd.datasets import load_graph
+from pmd.deadline import Deadline
 from pmd.device import choose_device
 from pmd.graph import KnowledgeGraph
 from pmd.study import points, search
 from pmd.study.folder import StudyError, StudyFolder, check_same, read_facts
 from pmd.study.outline import Base, Run, choose, describe, outline, read_base
 from pmd.study.report import Header, claim, write_report
-from pmd.study.running import Deadline, Trainer, ladder_trainer, train_runs
+from pmd.study.running import Trainer, ladder_trainer, train_runs
 from pmd.study.variants import STUDIES, Study, Variant
 
 WEIGHTS_TITLE = "Weights of the score and feature terms"

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from transformers import AutoConfig
 
-from pmd.encoder import resolve_encoder
+from pmd.encoder import encoder_depth, resolve_encoder, student_depth
 from pmd.errors import RunError
 from pmd.recipe import Recipe, load_recipe
 from pmd.run import LADDER_SCHEMA, RUN_SCHEMA, RunFolder
 from pmd.serving.errors import PmdError
-from pmd.stages import PRETRAINED, Stage, plan_stages, stage_identities
+from pmd.stages import PRETRAINED, TEACHER, Stage, plan_stages, stage_identities
 from pmd.study.folder import StudyError, StudyFolder, read_run
 from pmd.study.variants import Variant
 
@@ -65,14 +64,13 @@ def read_base(source: str, settings: Mapping[str, Any]) -> Base:
     """The study's recipe and encoder, without loading weights. Raises RecipeError, EncoderError."""
     recipe = load_recipe(source, settings)
     files = resolve_encoder(recipe.encoder, recipe.encoder_sha256)
-    narrow = resolve_encoder(recipe.student_encoder) if recipe.student_encoder else None
     base = Base(
         source=source,
         settings=settings,
         recipe=recipe,
         encoder={"name": files.name, "sha256": files.sha256},
-        depth=_depth(files.folder),
-        student_depth=_depth(narrow.folder) if narrow else None,
+        depth=encoder_depth(files),
+        student_depth=student_depth(recipe.student_encoder),
     )
     base.stages(recipe)  # a recipe that does not fit its own encoder is said so, rather than in a variant's name
     return base
@@ -182,8 +180,4 @@ def _fitting_maps(base: Base, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _source_depths(base: Base, recipe: Recipe) -> dict[int, int]:
     stages = base.stages(recipe)
     depths = {stage.name: stage.grade for stage in stages} | {PRETRAINED: base.student_depth or base.depth}
-    return {stage.grade: depths[stage.source] for stage in stages if stage.name != "teacher"}
-
-
-def _depth(folder: Path) -> int:
-    return int(AutoConfig.from_pretrained(folder).num_hidden_layers)
+    return {stage.grade: depths[stage.source] for stage in stages if stage.name != TEACHER}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pmd.run import LADDER_SCHEMA, RUN_SCHEMA, RunFolder
+from pmd.stages import TEACHER
 from pmd.study.folder import StudyFolder, read_run
 from pmd.study.variants import Variant
 
@@ -22,7 +23,6 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
 }
 """Names in study.json, and where a stage of ladder.json has them."""
 COMPARED = ("valid_mrr", "test_mrr", "test_hits@1", "test_hits@10", "mean_rank")
-TEACHER = "teacher"
 Spread = dict[str, Any]
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
+from pmd.deadline import Deadline
+from pmd.events import OnEpoch
 from pmd.graph import KnowledgeGraph
 from pmd.ladder import train_ladder
 from pmd.recipe import Recipe
 from pmd.study.outline import Run
 
-OnEpoch = Callable[[str, dict[str, Any]], None]
 Say = Callable[[str], None]
 
 
@@ -26,23 +25,6 @@ class Trainer(Protocol):
         self, recipe: Recipe, out: Path, *, seconds: float | None, reuse: Sequence[Path], on_epoch: OnEpoch | None
     ) -> bool:
         """Returns whether every stage is done; False means that `seconds` came first, with all saved."""
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """When to stop: a reading of the monotonic clock, or never."""
-
-    at: float | None
-
-    @classmethod
-    def after(cls, seconds: float | None) -> Deadline:
-        """So many seconds from now; None is never."""
-        return cls(None if seconds is None else time.monotonic() + seconds)
-
-    @property
-    def left(self) -> float | None:
-        """Seconds left, at least 0; None without a limit."""
-        return None if self.at is None else max(0.0, self.at - time.monotonic())
 
 
 def ladder_trainer(graph: KnowledgeGraph, device: torch.device, *, progress: bool) -> Trainer:
@@ -85,7 +67,7 @@ def train_runs(
     for number, run in enumerate(runs, start=1):
         if run.finished:
             continue
-        if deadline.left == 0.0:
+        if deadline.passed():
             return False
         if trained:
             refresh()

@@ -24,13 +24,14 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from pmd.deadline import Deadline
 from pmd.recipe import Recipe
 from pmd.run import LADDER_SCHEMA, RunFolder
 from pmd.serving.storage import write_atomic
 from pmd.study.folder import StudyError, StudyFolder, read_run
 from pmd.study.outline import Base, Run, check_run, run_of
 from pmd.study.points import POINTS, SPACE, Judged, Point, own_point, params_of, point_of, variant_at
-from pmd.study.running import Deadline, Say, Trainer
+from pmd.study.running import Say, Trainer
 
 STARTUP_TRIALS = 5  # drawn at random and never pruned: before them a median says little
 FIRST_JUDGED = 2  # the first epoch of a student copied from its teacher says little
@@ -123,7 +124,7 @@ class Search:
     def _value(self, run: Run, watch: _Watch | None) -> float | None:
         """The student's valid MRR, None if the time limit came first."""
         if not run.finished:
-            if self.deadline.left == 0.0:
+            if self.deadline.passed():
                 return None
             self.say(f"{run.variant.name}, seed {run.seed}")
             check_run(run)
@@ -168,7 +169,7 @@ def search_weights(study: optuna.Study, search: Search, trials: int, refresh: Ca
     remove_pruned(study, search.judged, search.seeds, search.folder)
     before = len(tried(study))
     while (ended := len(tried(study))) < trials:
-        if search.deadline.left == 0.0:
+        if search.deadline.passed():
             return False
         trial = next_trial(study, search.seeds[0])
         if trial is None:
