@@ -23,7 +23,7 @@ def command(recipe, out):
 def recipe(tmp_path_factory):
     root = tmp_path_factory.mktemp("material")
     data, encoder = write_graph(root / "tiny"), write_encoder(root / "encoder")
-    return write_recipe(root / "toy.yaml", data, encoder, epochs=12, checkpoint_seconds=0.01)
+    return write_recipe(root / "toy.yaml", data, encoder, epochs=12, batch_size=8, checkpoint_seconds=0.01)
 
 
 @pytest.fixture(scope="module")
