@@ -3,8 +3,9 @@
 The losses need all vectors of a batch at once; the towers do not. So the graph is cut at the vectors: the loss
 gives a gradient at each vector, and each sheet of texts takes its own back through its tower. With one sheet
 this is plain backpropagation. With several sheets and `chunk_tokens`, only one sheet's activations live at a
-time and each sheet is read twice (gradient caching, arXiv 2101.06983); with several processes, each takes its
-own sheets. The gradient is the same in all cases (tested).
+time and each sheet is read twice (gradient caching, arXiv 2101.06983); on a CPU only those sheets are that do
+not fit into a fixed room; with several processes, each takes its own sheets. The gradient is the same in all
+cases (tested).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pmd.batches import Batch
 from pmd.learner import Learner
@@ -32,6 +34,8 @@ from pmd.packing import PackedTexts
 from pmd.serving.known import IntArray
 
 CPU_SHEET_TOKENS = 4096  # a CPU's caches hold their activations: 11 % faster than a batch of 11,000 tokens whole
+CPU_ACTIVATION_BYTES = 2_700_000_000
+"""What a CPU keeps of a batch between reading it and going back; sheets beyond it are read twice."""
 
 
 def train_step(
@@ -56,6 +60,10 @@ def step_gradients(
     objective = learner.objective
     query = _Side(learner, "query", batch.queries, batch.query_ids, seed, chunk_tokens)
     entity = _Side(learner, "entity", batch.entities, batch.entity_ids, seed, chunk_tokens)
+    if chunk_tokens is None and learner.device.type == "cpu":
+        query.kept, entity.kept = sheets_kept(
+            query.sheet_tokens, entity.sheet_tokens, CPU_ACTIVATION_BYTES // activation_bytes(learner.student.query)
+        )
     query.read()
     entity.read()
     alpha = objective.alpha if learner.teacher else 0.0
@@ -69,6 +77,37 @@ def step_gradients(
     if learner.memory is not None:
         learner.memory.put(batch.entity_ids, entity.vectors, step)
     return distillation_loss(task, score, learner.workers.total(feature), alpha, beta).detach()
+
+
+def sheets_kept(query: list[int], entity: list[int], room: int) -> tuple[int, int]:
+    """How many sheets of each side, from the first on, keep their activations; the others are read a second time.
+
+    query, entity: tokens of each sheet. room: tokens whose activations may be held at once. The query side goes
+    back first, while what the entity side keeps is still held, so that leaves room for one sheet of queries. Which
+    sheets are kept changes no bit of the gradients: each is read the same both times, and they are added in the
+    same order.
+    """
+    if sum(query) + sum(entity) <= room:
+        return len(query), len(entity)
+    kept_entity = _first_within(entity, room - max(query, default=0))
+    kept_query = _first_within(query, room - sum(entity[:kept_entity]))
+    return kept_query, kept_entity
+
+
+def _first_within(tokens: list[int], room: int) -> int:
+    return int(np.searchsorted(np.cumsum(tokens), room, side="right"))
+
+
+def activation_bytes(tower: PreTrainedModel) -> int:
+    """About what one token leaves in memory until its gradients are taken.
+
+    Twelve states of the width and three of the feed-forward layer for each layer, in float32, and three rows of
+    attention over a text of 50 tokens for each head: 274 kB for MiniLM's six layers, where 305 kB were measured.
+    """
+    config = tower.config
+    inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
+    heads = getattr(config, "num_attention_heads", 1)
+    return int(config.num_hidden_layers * 4 * (12 * config.hidden_size + 3 * inner + 150 * heads))
 
 
 def _vector_losses(learner: Learner, batch: Batch, query: _Side, entity: _Side, step: int) -> tuple[Tensor, Tensor]:
@@ -130,10 +169,10 @@ class _Side:
             (*seed, ("query", "entity").index(name), workers.part + number * workers.parts)
             for number in range(len(self.sheets))
         ]
-        self.twice = chunk_tokens is not None and len(self.sheets) > 1
+        self.kept = 0 if chunk_tokens is not None and len(self.sheets) > 1 else len(self.sheets)
         self.num_texts = texts.num_texts
         self.said: list[TowerOutput | None] = []
-        self.outputs: list[TowerOutput] = []
+        self.outputs: dict[int, TowerOutput] = {}
 
     def read(self) -> None:
         """Encode all texts. vectors: (N, D), a leaf that gathers the loss's gradient. taught: (N, D')."""
@@ -143,14 +182,14 @@ class _Side:
         taught = torch.zeros(self.num_texts, width, device=learner.device)
         for number, sheet in enumerate(self.sheets):
             said = self._teacher_says(sheet)
-            with torch.set_grad_enabled(not self.twice):
+            with torch.set_grad_enabled(number < self.kept):
                 output = self._student_says(number)
             vectors[sheet.texts] = output.vectors.detach().float()
             if said is not None:
                 taught[sheet.texts] = said.vectors.float()
             self.said.append(said)
-            if not self.twice:
-                self.outputs.append(output)
+            if number < self.kept:
+                self.outputs[number] = output
         self.vectors = workers.total(vectors).requires_grad_()
         self.taught = workers.total(taught)
 
@@ -164,7 +203,7 @@ class _Side:
             gradient = torch.zeros_like(self.vectors)
         total = self.vectors.new_zeros(())
         for number, sheet in enumerate(self.sheets):
-            output = self._student_says(number) if self.twice else self.outputs[number]
+            output = self.outputs.pop(number) if number < self.kept else self._student_says(number)
             gaps = self._gaps(output, self.said[number], sheet)
             ends, gradients = [output.vectors], [gradient[sheet.texts].to(output.vectors.dtype)]
             if weight and gaps.requires_grad:
@@ -172,6 +211,11 @@ class _Side:
             torch.autograd.backward(ends, gradients)
             total += gaps.detach()
         return total
+
+    @property
+    def sheet_tokens(self) -> list[int]:
+        """Tokens of each sheet, padding included."""
+        return [sheet.text.numel() for sheet in self.sheets]
 
     def _student_says(self, number: int) -> TowerOutput:
         learner = self.learner

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from pmd import step as step_module
 from pmd.batches import Batching, Masking, epoch_rows, make_batch, tokenise
 from pmd.encoder import load_encoder, resolve_encoder
 from pmd.learner import Compute, Learner, Objective, Precision, Schedule, new_learner
@@ -15,7 +16,7 @@ from pmd.model import run_tower, unique_state
 from pmd.packing import pack
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer
-from pmd.step import step_gradients, train_step
+from pmd.step import activation_bytes, sheets_kept, step_gradients, train_step
 from pmd.teacher import Teacher
 from tests.tiny_encoder import tiny_graph, tiny_tokenizer, write_encoder
 
@@ -330,3 +331,35 @@ def test_compiled_towers_give_the_same_step(texts, load):
     torch.testing.assert_close(torch.stack(list(results[1][0])), torch.stack(list(results[0][0])))
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(results[1][1][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("sharing", ["none", "all"])
+def test_what_is_read_twice_for_want_of_room_changes_no_bit(texts, load, monkeypatch, sharing):
+    """All sheets kept, some, or none: the same gradients to the bit, with dropout and a teacher."""
+    monkeypatch.setattr(step_module, "CPU_SHEET_TOKENS", 32)
+    batch = batch_of(texts)
+    token = activation_bytes(load().query)
+    sides = [[sheet.text.numel() for sheet in side.sheets(32)] for side in (batch.queries, batch.entities)]
+    rooms = (10_000, sum(map(sum, sides)) - 1, max(sides[0]) + sides[1][0], 0)
+    assert len({sheets_kept(*sides, room) for room in rooms}) >= 3
+    found = []
+    for room in rooms:
+        monkeypatch.setattr(step_module, "CPU_ACTIVATION_BYTES", room * token)
+        student, teacher = load(dropout=0.1, sharing=sharing).train(), Teacher(load(sharing=sharing))
+        found.append(step_of(learner_of(student, teacher), batch))
+    for parts, gradient in found[1:]:
+        assert parts == found[0][0]
+        assert gradient.keys() == found[0][1].keys()
+        for name, value in gradient.items():
+            assert torch.equal(value, found[0][1][name]), name
+
+
+@pytest.mark.parametrize("room", [0, 1, 7, 10, 13, 19, 20, 40, 41, 100])
+def test_no_more_is_kept_than_there_is_room_for(room):
+    query, entity = [7, 6, 7], [10, 6, 4]
+    kept_query, kept_entity = sheets_kept(query, entity, room)
+    held = sum(query[:kept_query]) + sum(entity[:kept_entity])
+    assert held <= room or held == 0
+    if kept_query < len(query):  # one more is read while the entities' are held
+        assert sum(entity[:kept_entity]) + max(query) <= room or kept_entity == 0
+    assert ((kept_query, kept_entity) == (3, 3)) == (room >= 40)

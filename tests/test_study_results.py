@@ -11,7 +11,7 @@ from pmd.study.folder import StudyFolder
 from pmd.study.plots import draw
 from pmd.study.results import collect, paired, spread
 from pmd.study.table import markdown, with_spread
-from pmd.study.variants import Variant
+from pmd.study.variants import STUDIES, Variant
 from tests.study_fakes import write_run
 from tests.tiny_encoder import write_recipe
 
@@ -121,7 +121,9 @@ def searched():
 
 def curves(folder):
     ours, _ = collect(VARIANTS, [0, 1, 2, 3], folder, None)
-    return study_of([{**ours, "name": name} for name in ("falling", "fixed-10", "student-0", "student-50")])
+    return study_of(
+        [{**ours, "name": name} for name in ("falling", "fixed-10", "student-alone-0", "student-alone-50")]
+    )
 
 
 @pytest.mark.parametrize("kind", ["panels", "curves", "search", "empty", "many grades"])
@@ -135,6 +137,17 @@ def test_plots_are_titled_repeatable_pictures(folder, kind):
     ElementTree.fromstring(first["svg"])
     assert first["png"].startswith(b"\x89PNG")
     assert len(first["png"]) > 4000
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_can_be_drawn_whatever_its_variants_are_called(folder, name):
+    """A variant called student-init-pretrained was once taken for a student at that mask rate."""
+    row = collect(VARIANTS, [0, 1, 2, 3], folder, None)[0]
+    recipe = load_recipe("umls", {"grades": [6, 4, 3], "mask_rates": [0.2, 0.1, 0.0]})
+    for init in ("teacher", "pretrained"):
+        variants = STUDIES[name].variants(recipe.model_copy(update={"student_init": init}), 6)
+        rows = [{**row, "name": variant.name} for variant in variants]
+        assert draw(study_of(rows, reference=STUDIES[name].reference))["png"].startswith(b"\x89PNG")
 
 
 def test_search_table_is_best_first_and_marks_what_was_pruned():

@@ -120,8 +120,8 @@ def test_what_is_the_same_is_planned_once(make_base):
     base = make_base(4, grades=[4, 2], mask_rates=[0.2, 0.1])
     runs = runs_of(base, STUDIES["mask-rates"].variants(base.recipe, 4))
     shared = shared_stages(runs.values())
-    assert shared["student-20-seed-0", "pre-distilled"] == "falling-seed-0"
-    assert ("student-50-seed-0", "pre-distilled") not in shared
+    assert shared["student-alone-20-seed-0", "pre-distilled"] == "falling-seed-0"
+    assert ("student-alone-50-seed-0", "pre-distilled") not in shared
     assert sum(stage == "teacher" for _, stage in shared) == len(runs) - 1
     other = runs_of(base, STUDIES["mask-rates"].variants(base.recipe, 4), seed=1)
     assert not any("seed-0" in owner for owner in shared_stages(other.values()).values())

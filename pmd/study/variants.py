@@ -103,7 +103,7 @@ def mask_rates(recipe: Recipe, depth: int) -> list[Variant]:
 
 STEEP = (0.3, 0.15, 0.1, 0.0)
 FIXED = (10, 20)
-ALONE = "student-"
+ALONE = "student-alone-"
 """Variants so named are one point each of the curve over mask rates."""
 
 
