@@ -67,7 +67,7 @@ class Recipe(BaseModel):
     """Compare hidden states at masked positions, or their pooled and normalised sums by text (released code)."""
     score_form: Literal["cosine", "logit"] = "cosine"
     """Compare cosines, or logits as the released code does: the student's with margin and temperature."""
-    score_scale: Positive = 1.0
+    score_scale: Positive = 20.0
     """Factor on both sides of a cosine score term: 20 compares at the scale of temperature 0.05."""
     epochs: Count
     stage_epochs: dict[str, Count] = {}

@@ -69,7 +69,7 @@ def test_ablation_turns_each_choice_the_other_way(make_base):
     assert overrides["student-init-teacher"]["student_init"] == "teacher"
     assert overrides["feature-term-positions"]["feature_term"] == "positions"
     assert overrides["score-form-logit"]["score_form"] == "logit"
-    assert overrides["score-scale-20"]["score_scale"] == 20.0
+    assert overrides["score-scale-1"]["score_scale"] == 1.0
     assert overrides["no-pre-distillation"]["grades"] == (2,)
     assert overrides["no-score-term"]["alpha"] == 0
     assert "no-pre-distillation" not in {
