@@ -17,6 +17,8 @@ from pmd.serving.extras import require
 from pmd.trackers import TRACKERS, require_trackers
 
 if TYPE_CHECKING:
+    import torch
+
     from pmd.graph import KnowledgeGraph
     from pmd.recipe import Recipe
 
@@ -153,7 +155,7 @@ def main(
             graph = load_graph(resolved.dataset)
             target = choose_device(device)
         if dry_run:
-            return _show_plan(resolved, graph) if workers.leads else 0
+            return _show_plan(resolved, graph, target) if workers.leads else 0
         from pmd.ladder import train_ladder
 
         folder = out or Path("runs") / Path(recipe).stem
@@ -174,10 +176,10 @@ def main(
     return 0 if done else EXIT_TIME_LIMIT
 
 
-def _show_plan(recipe: Recipe, graph: KnowledgeGraph) -> int:
+def _show_plan(recipe: Recipe, graph: KnowledgeGraph, device: torch.device) -> int:
     from pmd.plan import describe
 
-    text, facts = describe(recipe, graph)
+    text, facts = describe(recipe, graph, device)
     click.echo(text)
     emit({"schema": "pmd-plan/1", **facts})
     return 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
+from transformers import PretrainedConfig
 
 from pmd.batches import Masking, epoch_rows, make_batch, steps_per_epoch, tokenise
 from pmd.datasets.places import cache_folder
@@ -16,12 +19,12 @@ from pmd.packing import padding_share
 from pmd.recipe import Recipe
 from pmd.serving.tokenization import TextTokenizer
 from pmd.stages import plan_stages
+from pmd.step import CPU_ACTIVATION_BYTES, activation_bytes
 
-BYTES = 4  # float32
 ADAM_COPIES = 4  # weights, gradients, two moments
 
 
-def describe(recipe: Recipe, graph: KnowledgeGraph) -> tuple[str, dict[str, Any]]:
+def describe(recipe: Recipe, graph: KnowledgeGraph, device: torch.device) -> tuple[str, dict[str, Any]]:
     """The plan as text for people and as facts for machines: recipe, texts, steps, tokens, memory estimate."""
     files = resolve_encoder(recipe.encoder, recipe.encoder_sha256)
     config = read_config(files.folder)
@@ -52,7 +55,7 @@ def describe(recipe: Recipe, graph: KnowledgeGraph) -> tuple[str, dict[str, Any]
         "tokens_per_step": tokens,
         "padding_share": round(padding_share(sheets), 4),
         "memory_bytes": _memory(
-            files.folder / "model.safetensors", config, min(tokens, 2 * (recipe.chunk_tokens or tokens))
+            files.folder / "model.safetensors", _activations(config, tokens, recipe.chunk_tokens, device)
         ),
         "stages": [
             {
@@ -69,11 +72,18 @@ def describe(recipe: Recipe, graph: KnowledgeGraph) -> tuple[str, dict[str, Any]
     return _as_text(recipe, graph, recipe.templates, facts), facts
 
 
-def _memory(weights: Any, config: Any, tokens: int) -> int:
-    """Rough peak of a step: two towers with their optimiser, a teacher, and about 20 states a token and layer."""
+def _memory(weights: Path, activations: int) -> int:
+    """Rough peak of a step: two towers with their optimiser, a teacher, and the activations held at once."""
     towers = 2 * weights.stat().st_size
-    activations = 20 * tokens * config.hidden_size * config.num_hidden_layers * BYTES
-    return int(towers * (ADAM_COPIES + 1) + activations)
+    return towers * (ADAM_COPIES + 1) + activations
+
+
+def _activations(config: PretrainedConfig, tokens: int, chunk_tokens: int | None, device: torch.device) -> int:
+    """About the bytes of activations that a step of so many tokens holds at once."""
+    if chunk_tokens is not None:
+        return activation_bytes(config) * min(tokens, 2 * chunk_tokens)
+    whole = activation_bytes(config) * tokens
+    return min(whole, CPU_ACTIVATION_BYTES) if device.type == "cpu" else whole
 
 
 def _as_text(recipe: Recipe, graph: KnowledgeGraph, templates: Any, facts: dict[str, Any]) -> str:

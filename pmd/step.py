@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig
 
 from pmd.batches import Batch
 from pmd.learner import Learner
@@ -60,12 +60,9 @@ def step_gradients(
     objective = learner.objective
     query = _Side(learner, "query", batch.queries, batch.query_ids, seed, chunk_tokens)
     entity = _Side(learner, "entity", batch.entities, batch.entity_ids, seed, chunk_tokens)
-    if chunk_tokens is None and learner.device.type == "cpu":
-        query.kept, entity.kept = sheets_kept(
-            query.sheet_tokens, entity.sheet_tokens, CPU_ACTIVATION_BYTES // activation_bytes(learner.student.query)
-        )
-    query.read()
-    entity.read()
+    kept_query, kept_entity = _kept(learner, query, entity, chunk_tokens)
+    query.read(kept_query)
+    entity.read(kept_entity)
     alpha = objective.alpha if learner.teacher else 0.0
     terms = _feature_terms(learner, batch)
     beta = objective.beta if terms else 0.0
@@ -77,6 +74,18 @@ def step_gradients(
     if learner.memory is not None:
         learner.memory.put(batch.entity_ids, entity.vectors, step)
     return distillation_loss(task, score, learner.workers.total(feature), alpha, beta).detach()
+
+
+def _kept(learner: Learner, query: _Side, entity: _Side, chunk_tokens: int | None) -> tuple[int, int]:
+    """How many sheets of each side, from the first on, keep their activations."""
+    sheets = len(query.sheets), len(entity.sheets)
+    if chunk_tokens is not None:
+        return int(sheets[0] == 1), int(sheets[1] == 1)  # one sheet is read once in any case
+    if learner.device.type != "cpu":
+        return sheets
+    room = CPU_ACTIVATION_BYTES // activation_bytes(learner.student.query.config)
+    of_query, of_entity = ([sheet.text.numel() for sheet in side.sheets] for side in (query, entity))
+    return sheets_kept(of_query, of_entity, room)
 
 
 def sheets_kept(query: list[int], entity: list[int], room: int) -> tuple[int, int]:
@@ -98,13 +107,12 @@ def _first_within(tokens: list[int], room: int) -> int:
     return int(np.searchsorted(np.cumsum(tokens), room, side="right"))
 
 
-def activation_bytes(tower: PreTrainedModel) -> int:
+def activation_bytes(config: PretrainedConfig) -> int:
     """About what one token leaves in memory until its gradients are taken.
 
     Twelve states of the width and three of the feed-forward layer for each layer, in float32, and three rows of
     attention over a text of 50 tokens for each head: 274 kB for MiniLM's six layers, where 305 kB were measured.
     """
-    config = tower.config
     inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
     heads = getattr(config, "num_attention_heads", 1)
     return int(config.num_hidden_layers * 4 * (12 * config.hidden_size + 3 * inner + 150 * heads))
@@ -169,26 +177,28 @@ class _Side:
             (*seed, ("query", "entity").index(name), workers.part + number * workers.parts)
             for number in range(len(self.sheets))
         ]
-        self.kept = 0 if chunk_tokens is not None and len(self.sheets) > 1 else len(self.sheets)
         self.num_texts = texts.num_texts
         self.said: list[TowerOutput | None] = []
         self.outputs: dict[int, TowerOutput] = {}
 
-    def read(self) -> None:
-        """Encode all texts. vectors: (N, D), a leaf that gathers the loss's gradient. taught: (N, D')."""
+    def read(self, kept: int) -> None:
+        """Encode all texts; the first `kept` sheets keep their activations, the way back reads the others again.
+
+        vectors: (N, D), a leaf that gathers the loss's gradient. taught: (N, D').
+        """
         learner, workers = self.learner, self.learner.workers
         vectors = torch.zeros(self.num_texts, learner.student.width, device=learner.device)
         width = learner.teacher.model.width if learner.teacher else 0
         taught = torch.zeros(self.num_texts, width, device=learner.device)
         for number, sheet in enumerate(self.sheets):
             said = self._teacher_says(sheet)
-            with torch.set_grad_enabled(number < self.kept):
+            with torch.set_grad_enabled(number < kept):
                 output = self._student_says(number)
             vectors[sheet.texts] = output.vectors.detach().float()
             if said is not None:
                 taught[sheet.texts] = said.vectors.float()
             self.said.append(said)
-            if number < self.kept:
+            if number < kept:
                 self.outputs[number] = output
         self.vectors = workers.total(vectors).requires_grad_()
         self.taught = workers.total(taught)
@@ -203,7 +213,7 @@ class _Side:
             gradient = torch.zeros_like(self.vectors)
         total = self.vectors.new_zeros(())
         for number, sheet in enumerate(self.sheets):
-            output = self.outputs.pop(number) if number < self.kept else self._student_says(number)
+            output = self.outputs.pop(number) if number in self.outputs else self._student_says(number)
             gaps = self._gaps(output, self.said[number], sheet)
             ends, gradients = [output.vectors], [gradient[sheet.texts].to(output.vectors.dtype)]
             if weight and gaps.requires_grad:
@@ -211,11 +221,6 @@ class _Side:
             torch.autograd.backward(ends, gradients)
             total += gaps.detach()
         return total
-
-    @property
-    def sheet_tokens(self) -> list[int]:
-        """Tokens of each sheet, padding included."""
-        return [sheet.text.numel() for sheet in self.sheets]
 
     def _student_says(self, number: int) -> TowerOutput:
         learner = self.learner

@@ -338,7 +338,7 @@ def test_what_is_read_twice_for_want_of_room_changes_no_bit(texts, load, monkeyp
     """All sheets kept, some, or none: the same gradients to the bit, with dropout and a teacher."""
     monkeypatch.setattr(step_module, "CPU_SHEET_TOKENS", 32)
     batch = batch_of(texts)
-    token = activation_bytes(load().query)
+    token = activation_bytes(load().query.config)
     sides = [[sheet.text.numel() for sheet in side.sheets(32)] for side in (batch.queries, batch.entities)]
     rooms = (10_000, sum(map(sum, sides)) - 1, max(sides[0]) + sides[1][0], 0)
     assert len({sheets_kept(*sides, room) for room in rooms}) >= 3
