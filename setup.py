@@ -22,7 +22,7 @@ TRAIN = [
     "accelerate>=1.1",
 ]
 # The TorchScript exporter traces transformers 4's attention; optimum-onnx asks for < 4.58 too.
-EXPORT = [*TRAIN, "onnx>=1.17", "transformers<4.58"]
+EXPORT = [*TRAIN, "onnx>=1.17", "onnx-ir>=0.1", "transformers<4.58"]
 BENCH = ["psutil>=5.9", "matplotlib>=3.8", "Jinja2>=3.1"]
 STUDY = [*TRAIN, "optuna>=4.2", "matplotlib>=3.8"]
 TRACK = ["tensorboard>=2.16", "mlflow>=2.16", "wandb>=0.17"]
@@ -35,6 +35,7 @@ DEV = [
     "mypy>=1.14",
     "build>=1.2",
     "optimum-onnx>=0.1",
+    "sentence-transformers>=5.0",
     "pre-commit>=4.0",
     "types-PyYAML",
     "tensorboard>=2.16",
@@ -66,6 +67,7 @@ setup(
         "pmd.benchmarks",
         "pmd.benchmarks.gpu",
         "pmd.benchmarks.loops",
+        "pmd.benchmarks.towers",
     ],
     package_data={
         "pmd": ["py.typed", "recipes/*.yaml", "data/*/*.tsv", "data/*/*.json"],
@@ -92,6 +94,7 @@ setup(
             "pmd-data = pmd.datasets.cli:main",
             "pmd-study = pmd.study.cli:main",
             "pmd-export = pmd.export.cli:main",
+            "pmd-hub = pmd.export.hubcli:main",
             "pmd-bench = pmd.benchmarks.cli:main",
             "pmd-predict = pmd.serving.cli:main",
         ]

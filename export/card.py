@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pmd.export.header import card_header
 from pmd.export.parity import in_words
 from pmd.graph import KnowledgeGraph
 from pmd.serving.bundle import ENTITIES, ENTITY, GRAPH, KNOWN, QUERY, RELATIONS, SCALES, VECTORS
@@ -19,11 +20,21 @@ PARTS = {
     "entity vectors": (VECTORS, SCALES),
     "graph and texts": (ENTITIES, RELATIONS, KNOWN, GRAPH),
 }
-HEADER = "---\ntags:\n- knowledge-graph-completion\n- link-prediction\n- onnx\nlibrary_name: pmd-kgc\n---\n\n"
 
 
-def model_card(name: str, facts: Manifest, graph: KnowledgeGraph, folder: Path, machine: Mapping[str, Any]) -> str:
-    """README.md of a bundle in `folder`, whose other files are there already. machine: run.json's, may be empty."""
+def model_card(
+    name: str,
+    facts: Manifest,
+    graph: KnowledgeGraph,
+    folder: Path,
+    machine: Mapping[str, Any],
+    *,
+    base_model: str | None = None,
+) -> str:
+    """README.md of a bundle in `folder`, whose other files are there already.
+
+    machine: run.json's, may be empty. base_model: the Hub's id of the encoder, None if the Hub does not have it.
+    """
     sections = [
         f"# {name}",
         _what(facts),
@@ -35,7 +46,7 @@ def model_card(name: str, facts: Manifest, graph: KnowledgeGraph, folder: Path, 
         "## Making\n\n" + _making(facts, machine),
         "## Licence\n\n" + _licence(facts),
     ]
-    return HEADER + "\n\n".join(sections) + "\n"
+    return card_header(name, facts, base_model) + "\n\n".join(sections) + "\n"
 
 
 def _what(facts: Manifest) -> str:
@@ -46,7 +57,20 @@ def _what(facts: Manifest) -> str:
         f"{facts['layers']} transformer layers of width {facts['width']} in each of two towers, made from "
         f"`{facts['encoder']}` by the method `{facts['method']}`, {facts['parameters']:,} parameters in all, "
         f"stored as {facts['precision']}. It runs on a CPU with onnxruntime, without PyTorch."
+        + "".join(f" {part}" for part in _reduced(facts))
     )
+
+
+def _reduced(facts: Manifest) -> Iterator[str]:
+    """What is less than the whole model, and what is not as it may seem."""
+    pieces, of = facts["vocabulary"]["pieces"], facts["vocabulary"]["of"]
+    if pieces < of:
+        yield (
+            f"Its vocabulary holds {pieces:,} of the encoder's {of:,} pieces: all that the graph's texts use, and "
+            "single characters for the words of others."
+        )
+    if facts["precision"] == "fp16":
+        yield "Half precision is for storage and GPUs: on a CPU it is no faster than fp32."
 
 
 def _use(name: str, graph: KnowledgeGraph) -> str:

@@ -1,31 +1,36 @@
-"""`pmd-export`: make bundles of a run's grades."""
+"""`pmd-export`: make bundles of a run's grades, and check them again."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmd.export.errors import ParityError, TargetError
-from pmd.export.parity import GATES
+from pmd.export.errors import ParityError
+from pmd.export.making import MEASURES, NOTES, PRECISIONS, VECTOR_TYPES, Making, ways
 from pmd.serving.bundle import MANIFEST
 from pmd.serving.command import HELP, Command, emit, show_progress
 from pmd.serving.extras import require
 
 if TYPE_CHECKING:
-    from pmd.export.source import Run, RunStage
+    from pmd.export.jobs import Order, Outcome
     from pmd.serving.manifest import Manifest
 
-SCHEMA = "pmd-export/1"
+SCHEMA, VERIFY_SCHEMA = "pmd-export/1", "pmd-verify/1"
+DEFAULTS = ("fp32", "int8")
 EXAMPLES = """\b
 Examples:
   pmd-export --grade 3                           grade 3 of the latest run, in float32 and int8
   pmd-export --all --precision int8              every grade of the latest run
   pmd-export --grade 3 --teacher --run runs/umls
-  pmd-export --grade 2 --precision int8 --no-entity-tower --out edge
+  pmd-export --grade 2 --precision int4 --trim-vocabulary --no-entity-tower --out edge
+  pmd-export --grade 3 --auto 10MB               what ranks best of all that fits
+  pmd-export --all --auto 99%                    the smallest that keeps 99 % of the MRR
+  pmd-export --verify bundles/umls-pmd-grade-3-int8
 """
 
 
@@ -40,9 +45,9 @@ Examples:
 @click.option(
     "--precision",
     "precisions",
-    type=click.Choice(tuple(GATES)),
+    type=click.Choice(PRECISIONS),
     multiple=True,
-    help="How numbers are stored; may be given several times. [default: all]",
+    help="How numbers are stored; may be given several times. [default: fp32 and int8; --auto: all]",
 )
 @click.option(
     "--out",
@@ -50,7 +55,41 @@ Examples:
     metavar="DIR",
     help="Bundle folder, for a single bundle. [default: bundles/DATASET-METHOD-grade-N-PRECISION]",
 )
+@click.option(
+    "--trim-vocabulary/--whole-vocabulary",
+    "trim",
+    default=None,
+    help="Keep only the pieces that the graph's texts use. [default: whole; --auto: both]",
+)
+@click.option(
+    "--width",
+    "widths",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="W",
+    help="Numbers per vector; with --auto several may be given. [default: the encoder's]",
+)
+@click.option(
+    "--vectors", type=click.Choice(VECTOR_TYPES), help="How entity vectors are stored. [default: as the precision]"
+)
 @click.option("--no-entity-tower", is_flag=True, help="Leave out what only adding entities from text needs.")
+@click.option("--ort", is_flag=True, help="Add .ort files, for reduced builds of onnxruntime.")
+@click.option(
+    "--gate",
+    "gates",
+    multiple=True,
+    metavar="MEASURE=BOUND",
+    help="What a bundle must keep, in place of its precision's own: mrr_kept=0.99, max_score_gap=0.001, …",
+)
+@click.option(
+    "--auto", metavar="BUDGET", help="Try all that may fit a size (10MB), a time (2ms) or a share of MRR (99%)."
+)
+@click.option(
+    "--verify",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Check a bundle again and make none; with --run also that it is of that run.",
+)
 @click.option("--force", is_flag=True, help="Replace bundles that exist.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def main(
@@ -61,7 +100,14 @@ def main(
     data: str | None,
     precisions: tuple[str, ...],
     out: Path | None,
+    trim: bool | None,
+    widths: tuple[int, ...],
+    vectors: str | None,
     no_entity_tower: bool,
+    ort: bool,
+    gates: tuple[str, ...],
+    auto: str | None,
+    verify: Path | None,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -69,80 +115,121 @@ def main(
 
     A bundle is written only if its answers are those of the torch model, within what its precision may lose.
     """
-    if not (grade or every or teacher) or (grade and every):
+    chosen = bool(grade or every or teacher)
+    if verify is not None and (chosen or auto is not None):
+        raise click.UsageError(
+            "--verify checks a bundle and makes none; leave out --grade, --all, --teacher and --auto"
+        )
+    if verify is None and (not chosen or (grade and every)):
         raise click.UsageError("say what to export: --grade N or --all, or --teacher")
+    if len(widths) > 1 and auto is None:
+        raise click.UsageError("several --width need --auto, which chooses among them")
+    gate = _gate(gates)
     require("export", "torch", "transformers", "onnx")
     require("cpu", "onnxruntime")
+    if verify is not None:
+        _verify(verify, run)
+        return
+    from pmd.export.auto import Budget
+    from pmd.export.jobs import Order, make, search
     from pmd.export.source import Run
     from pmd.run import latest_run
 
     started = time.monotonic()
+    budget = None if auto is None else Budget.parse(auto)
+    makings = ways(
+        dict.fromkeys(precisions) or (PRECISIONS if budget else DEFAULTS),
+        [trim] if trim is not None else [False, True] if budget else [False],
+        widths or [None],
+        Making("fp32", vectors=vectors, entity_tower=not no_entity_tower, ort_format=ort),
+        lenient=not precisions,  # what is asked for by name must be possible
+    )
     source = Run.open(run or latest_run(Path("runs")))
     stages = source.stages(grade=grade, every=every, teacher=teacher)
-    names = tuple(dict.fromkeys(precisions)) or tuple(GATES)
-    if out and len(stages) * len(names) > 1:
-        raise click.UsageError(f"--out names one bundle, this makes {len(stages) * len(names)}; leave it out")
-    targets = {
-        (stage.label, name): out or Path("bundles") / _bundle_name(source, stage, name)
-        for stage in stages
-        for name in names
-    }
-    for target in targets.values():
-        _check_target(target, force)
+    if out and not budget and len(stages) * len(makings) > 1:
+        raise click.UsageError(f"--out names one bundle, this makes {len(stages) * len(makings)}; leave it out")
+    orders = [Order.of(source, stage, making, out) for stage in stages for making in makings]
+    for order in orders:
+        order.check_target(force)
     say = _talker(show_progress(quiet))
+    if budget:
+        _found(search(source, orders, budget, data, gate, force, say), started)
+    else:
+        _made(make(source, orders, data, gate, force, say), started)
+
+
+def _made(results: Iterable[tuple[Order, Manifest | ParityError]], started: float) -> None:
+    """Tell what was made. Raises ParityError if a bundle missed its gate, after the others are made."""
     done, failed = [], []
-    for target, result in _export(source, stages, targets, data, not no_entity_tower, force, say):
+    for order, result in results:
         if isinstance(result, ParityError):
             failed.append(str(result))
         else:
-            done.append(_row(target, result))
+            done.append(_row(order.target, result))
     _print_table(done)
     emit({"schema": SCHEMA, "bundles": done, "seconds": round(time.monotonic() - started, 3)})
     if failed:
         raise ParityError("; ".join(failed))
 
 
-def _export(
-    run: Run,
-    stages: list[RunStage],
-    targets: dict[tuple[str, str], Path],
-    data: str | None,
-    entity_tower: bool,
-    force: bool,
-    say: Callable[[str], None],
-) -> Iterator[tuple[Path, Manifest | ParityError]]:
-    """Each target with its manifest, or with the error of one that is not the torch model."""
-    from pmd.export.bundle import write_bundle
-    from pmd.export.loading import load_stage
-    from pmd.export.quantize import PRECISIONS
-
-    graph = run.graph(data)
-    for stage in stages:
-        say(f"{stage.label}: loading {stage.folder} and tracing its towers")
-        loaded = load_stage(run, stage, graph)
-        for (label, name), target in targets.items():
-            if label != stage.label:
-                continue
-            say(f"{label}: writing {target} and comparing it with torch")
-            try:
-                manifest = write_bundle(loaded, PRECISIONS[name], target, entity_tower=entity_tower, replace=force)
-                yield target, manifest
-            except ParityError as error:  # the other bundles may still be good
-                yield target, error
+def _found(outcome: Outcome, started: float) -> None:
+    """Tell what a search tried and kept."""
+    order, manifest = outcome.kept
+    columns = [(one, "*" if one in outcome.frontier else " ") for one in outcome.tried]
+    width = max(len(f"{one.stage} {one.making.suffix}") for one in outcome.tried)
+    click.echo(f"  {'way':<{width}}  {'MB':>7}  {'ms':>7}  {'MRR':>6}   (* none is smaller, faster and better)")
+    for one, mark in columns:
+        found = one.failure or f"{one.size_bytes / 1e6:7.2f}  {one.query_ms:7.2f}  {one.mrr:.4f}"
+        click.echo(f"{mark} {f'{one.stage} {one.making.suffix}':<{width}}  {found}")
+    tried = [
+        {
+            "stage": one.stage,
+            "name": one.making.suffix,
+            "bytes": None if one.failure else one.size_bytes,
+            "query_ms": None if one.failure else one.query_ms,
+            "mrr": None if one.failure else one.mrr,
+            "failure": one.failure,
+            "frontier": one in outcome.frontier,
+        }
+        for one in outcome.tried
+    ]
+    rows = [_row(order.target, manifest)]
+    _print_table(rows)
+    seconds = round(time.monotonic() - started, 3)
+    emit({"schema": SCHEMA, "bundles": rows, "tried": tried, "seconds": seconds})
 
 
-def _bundle_name(run: Run, stage: RunStage, precision: str) -> str:
-    return f"{run.ladder['dataset']}-{run.ladder['method']}-{stage.label}-{precision}"
+def _verify(path: Path, root: Path | None) -> None:
+    """Check a bundle again and tell what was found. Raises VerifyError if a check does not hold."""
+    from pmd.export.source import Run
+    from pmd.export.verify import refuse, verify
+
+    checks = verify(path, Run.open(root) if root else None)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        click.echo(f"{'ok ' if check.holds else 'BAD'}  {check.name:<{width}}  {check.found}")
+    emit({"schema": VERIFY_SCHEMA, "bundle": str(path), "checks": [check._asdict() for check in checks]})
+    refuse(path, checks)
 
 
-def _check_target(target: Path, force: bool) -> None:
-    """Refuse, before any work, a target that is in the way; only a bundle may be replaced."""
-    if not target.exists():
-        return
-    if not force:
-        raise TargetError(f"{target} exists already; replace it with --force, or choose another --out")
-    if not (target / MANIFEST).is_file():
-        raise TargetError(f"{target} is not a bundle; it will not be replaced: choose another --out")
+def _gate(texts: Sequence[str]) -> dict[str, float]:
+    """Bounds by measure. Raises UsageError for what is no MEASURE=BOUND."""
+    bounds = {}
+    for text in texts:
+        measure, _, bound = text.partition("=")
+        if measure not in MEASURES or not _is_bound(bound):
+            raise click.UsageError(
+                f"--gate {text!r} is not MEASURE=BOUND; measures are {', '.join(MEASURES)}, bounds 0 and more"
+            )
+        bounds[measure] = float(bound)
+    return bounds
+
+
+def _is_bound(text: str) -> bool:
+    try:
+        return 0 <= float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def _talker(progress: bool) -> Callable[[str], None]:
@@ -157,6 +244,7 @@ def _row(target: Path, manifest: Manifest) -> dict[str, Any]:
         "grade": manifest["grade"],
         "precision": manifest["precision"],
         "bytes": size,
+        "note": NOTES.get(manifest["precision"]),
         "parity": manifest["parity"],
     }
 
@@ -172,3 +260,5 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             f"{row['path']:<{width}}  {row['bytes'] / 1e6:7.2f}  {parity['max_cosine_gap']:10.2e}  "
             f"{parity['max_score_gap']:10.2e}  {parity['mrr_bundle']:.4f}  {parity['mrr_kept']:7.2%}"
         )
+    for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
+        click.echo(f"note: {note}")

@@ -2,7 +2,10 @@
 
 ExportError          a graph did not come out as it must (exit code 1)
 ├── ParityError      a bundle does not answer as its torch model does (exit code 1)
+├── VerifyError      a bundle is no longer what its manifest says (exit code 1)
 └── TargetError      the run lacks what was asked for, or the target folder is in the way (exit code 2)
+HubError             a hub has no such repository or revision, or refuses the token (exit code 2)
+└── HubFailure       a hub cannot be reached, fails, or sends something else than it should (exit code 1)
 """
 
 from __future__ import annotations
@@ -20,7 +23,21 @@ class ParityError(ExportError):
     """A bundle's answers differ from the torch model's by more than its precision allows."""
 
 
+class VerifyError(ExportError):
+    """A bundle is not what its manifest says."""
+
+
 class TargetError(ExportError):
     """The run has no such stage, or the target folder cannot be written or replaced."""
 
     exit_code = 2
+
+
+class HubError(PmdError):
+    """A hub has no such repository or revision, refuses the token, or the local folder is in the way."""
+
+
+class HubFailure(HubError):
+    """A hub cannot be reached, fails, or sends something else than was asked for."""
+
+    exit_code = 1

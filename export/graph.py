@@ -7,12 +7,9 @@ neither embeddings nor attention in the graphs of torch's newer exporter (docs/d
 from __future__ import annotations
 
 import copy
-import logging
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +22,8 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from pmd import __version__
 from pmd.export.errors import ExportError
+from pmd.export.quiet import own_logging
+from pmd.export.width import Narrowing
 from pmd.families import token_types
 from pmd.grade import without_pooler
 from pmd.model import unit_length
@@ -52,21 +51,24 @@ class FusedGraph:
 class SentenceTower(nn.Module):
     """A tower with masked mean pooling and unit length inside: ids in, (vectors, hidden states) out."""
 
-    def __init__(self, tower: PreTrainedModel) -> None:
+    def __init__(self, tower: PreTrainedModel, narrowing: Narrowing | None = None) -> None:
         super().__init__()
         self.tower = tower
+        self.projection = None if narrowing is None else nn.Parameter(torch.from_numpy(narrowing.matrix))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Three int64 (B, L) -> unit vectors (B, D) and last hidden states (B, L, D)."""
         types = token_types(self.tower, token_type_ids)  # as in training (pmd.model.run_tower)
         hidden = self.tower(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        if self.projection is not None:  # before pooling: Hub tools pool the hidden states themselves
+            hidden = hidden @ self.projection
         real = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return unit_length((hidden * real).sum(dim=1)), hidden  # the mean's divisor cancels in the unit length
 
 
-def export_tower(tower: PreTrainedModel) -> FusedGraph:
+def export_tower(tower: PreTrainedModel, narrowing: Narrowing | None = None) -> FusedGraph:
     """The fused float32 graph of a tower. Raises ExportError if a BERT tower did not fuse in full."""
-    graph = fuse(trace(tower), tower.config)
+    graph = fuse(trace(tower, narrowing), tower.config)
     if not graph.complete and tower.config.model_type == "bert":
         raise ExportError(
             f"a BERT tower of {tower.config.num_hidden_layers} layers fused to {graph.fused}, expected "
@@ -76,9 +78,11 @@ def export_tower(tower: PreTrainedModel) -> FusedGraph:
     return graph
 
 
-def trace(tower: PreTrainedModel) -> onnx.ModelProto:
+def trace(tower: PreTrainedModel, narrowing: Narrowing | None = None) -> onnx.ModelProto:
     """The unfused graph of a tower, as the TorchScript exporter writes it."""
-    module = SentenceTower(_eager(tower)).eval()  # the exporter restores the mode it found: eval, or dropout is on
+    module = SentenceTower(
+        _eager(tower), narrowing
+    ).eval()  # the exporter restores the mode it found: eval, or dropout is on
     batch, length = TRACE_SHAPE
     ids = (torch.arange(batch * length).view(TRACE_SHAPE) + 5) % tower.config.vocab_size
     mask, types = torch.ones_like(ids), torch.zeros_like(ids)
@@ -98,7 +102,7 @@ def fuse(model: onnx.ModelProto, config: PretrainedConfig) -> FusedGraph:
     options = FusionOptions("bert")
     # A mask by position rather than by length: as fast, and right for left padding and gaps as well.
     options.use_raw_attention_mask(True)
-    with _silenced("fusion_embedlayer"):  # it warns of vocabularies smaller than the positions, and fuses them
+    with own_logging():  # it warns of vocabularies smaller than the positions, and fuses them
         optimised = optimize_model(
             copy.deepcopy(model),
             model_type="bert",
@@ -126,13 +130,13 @@ def count_ops(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
 
 
-def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
+def tidy(model: onnx.ModelProto, ir_version: int = IR_VERSION) -> onnx.ModelProto:
     """`model` with stable names, its three inputs, and nothing that tells when or where it was made; in place.
 
     The same weights must give the same bytes, so that a manifest's hashes can be checked by exporting again.
     """
     model.producer_name, model.producer_version = "pmd-kgc", __version__
-    model.domain, model.doc_string, model.ir_version = "", "", IR_VERSION
+    model.domain, model.doc_string, model.ir_version = "", "", ir_version
     del model.metadata_props[:]
     graph = model.graph
     graph.name, graph.doc_string = "tower", ""
@@ -175,18 +179,6 @@ def _eager(tower: PreTrainedModel) -> PreTrainedModel:
     twin = without_pooler(AutoModel.from_config(copy.deepcopy(tower.config), attn_implementation="eager"))
     twin.load_state_dict(tower.state_dict())
     return twin
-
-
-@contextmanager
-def _silenced(logger: str) -> Iterator[None]:
-    """Only errors of this logger are shown inside."""
-    target = logging.getLogger(logger)
-    level = target.level
-    target.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        target.setLevel(level)
 
 
 def _declare_inputs(graph: onnx.GraphProto) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -11,14 +13,16 @@ from pmd.export.equalise import sample
 from pmd.export.graph import FusedGraph, export_tower
 from pmd.export.parity import Reference, queries_of, split_to_compare
 from pmd.export.source import Run, RunStage
+from pmd.export.vocabulary import graph_texts, shrunk_tower, trimmed_tokenizer, used_pieces
+from pmd.export.width import Narrowing
 from pmd.grade import Grade, load_grade
 from pmd.graph import KnowledgeGraph
-from pmd.model import encode_table
+from pmd.model import BiEncoder, encode_table
 from pmd.serving.bundle import ENTITY, QUERY
 from pmd.serving.known import TRAIN, VALID, KnownAnswers
 from pmd.serving.ranking import FloatArray
 from pmd.serving.texts import TextBuilder
-from pmd.serving.tokenization import TokenTable
+from pmd.serving.tokenization import Text, TextTokenizer, TokenTable
 
 log = logging.getLogger(__name__)
 SAME_MRR = 1e-3  # torch's valid MRR now and at the end of training; other devices differ by less
@@ -31,61 +35,116 @@ class Tower:
     graph: FusedGraph
     samples: TokenTable
     """Training texts, a few hundred, to choose scales by."""
-    texts: list[str] | list[tuple[str, str]]
-    """What is compared with torch: the queries of a split, or every entity."""
 
 
 @dataclass(frozen=True)
 class LoadedGrade:
-    """A stage's model and graph, its two towers by name, and what torch says about their texts."""
+    """A stage's model and graph, and what torch says about the texts to compare."""
 
     run: Run
     stage: RunStage
     grade: Grade
     graph: KnowledgeGraph
     known: KnownAnswers
-    towers: dict[str, Tower]
-    reference: Reference
+
+    def ready(self, *, trim_vocabulary: bool = False, width: int | None = None) -> ReadyGrade:
+        """The towers as graphs, with all of the vocabulary and of the width or less."""
+        return ReadyGrade(self, trim_vocabulary, width)
+
+    @property
+    def builder(self) -> TextBuilder:
+        """The wording of the graph's texts."""
+        return self.graph.texts(self.grade.info.templates)
+
+    @cached_property
+    def texts(self) -> dict[str, Sequence[Text]]:
+        """Tower -> what is compared with torch: the distinct queries of a split, every entity."""
+        pairs = queries_of(self.known, split_to_compare(self.known))
+        return {QUERY: self.builder.queries(*pairs), ENTITY: self.builder.entities()}
+
+    @cached_property
+    def samples(self) -> dict[str, list[Text]]:
+        """Tower -> a few hundred training texts, evenly spread, to choose scales by."""
+        heads, relations = queries_of(self.known, TRAIN)
+        chosen, entities = sample(len(heads)), self.texts[ENTITY]
+        return {
+            QUERY: [*self.builder.queries(heads[chosen], relations[chosen])],
+            ENTITY: [entities[index] for index in sample(len(entities))],
+        }
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What torch says about the texts: encodes every one of them."""
+        split = split_to_compare(self.known)
+        vectors = [_torch_vectors(self.grade, tower, self.texts[tower]) for tower in (QUERY, ENTITY)]
+        reference = Reference.of(self.known, split, *vectors)
+        _warn_if_changed(self.stage, reference, split)
+        return reference
+
+
+@dataclass(frozen=True)
+class ReadyGrade:
+    """A loaded grade with its towers as fused float32 graphs, of which every precision is made."""
+
+    loaded: LoadedGrade
+    trim_vocabulary: bool
+    narrow_to: int | None
+
+    @cached_property
+    def grade(self) -> Grade:
+        """The grade that the graphs are made of: positions, and the vocabulary if asked, cut to what is read."""
+        whole = self.loaded.grade
+        kept = used_pieces(whole.tokenizer_json, graph_texts(self.loaded.builder)) if self.trim_vocabulary else None
+        query, entity = (
+            shrunk_tower(tower, whole.info.max_tokens, kept) for tower in (whole.model.query, whole.model.entity)
+        )
+        tokenizer_json = whole.tokenizer_json if kept is None else trimmed_tokenizer(whole.tokenizer_json, kept)
+        return replace(
+            whole,
+            model=BiEncoder(query, entity, temperature=1.0).eval(),
+            tokenizer=TextTokenizer(tokenizer_json, whole.info.max_tokens),
+            tokenizer_json=tokenizer_json,
+        )
+
+    @cached_property
+    def narrowing(self) -> Narrowing | None:
+        """How vectors are made narrower; None where they are not."""
+        reference = self.loaded.reference
+        return None if self.narrow_to is None else Narrowing.of(reference.entities, self.narrow_to)
+
+    @cached_property
+    def entity_vectors(self) -> FloatArray:
+        """What every bundle stores of the entities, before rounding: torch's vectors, narrow if asked. (E, W)."""
+        entities = self.loaded.reference.entities
+        return entities if self.narrowing is None else self.narrowing.narrowed(entities)
+
+    @property
+    def width(self) -> int:
+        """Numbers per vector."""
+        return self.narrow_to or self.grade.model.width
+
+    @cached_property
+    def towers(self) -> dict[str, Tower]:
+        """Both towers by name. Raises ExportError if one does not export or fuse."""
+        return {
+            name: Tower(
+                export_tower(getattr(self.grade.model, name), self.narrowing),
+                self.grade.tokenizer(self.loaded.samples[name]),
+            )
+            for name in (QUERY, ENTITY)
+        }
 
 
 def load_stage(run: Run, stage: RunStage, graph: KnowledgeGraph) -> LoadedGrade:
-    """Load a stage, export its towers in float32 and encode the texts to compare.
-
-    Raises GradeError for a damaged stage, ExportError if a tower does not export or fuse.
-    """
-    grade = load_grade(stage.folder)
-    known, builder = graph.known(), graph.texts(grade.info.templates)
-    split = split_to_compare(known)
-    pairs = queries_of(known, split)
-    queries, entities = builder.queries(*pairs), builder.entities()
-    reference = Reference.of(
-        known,
-        split,
-        pairs,
-        _torch_vectors(grade, QUERY, queries),
-        _torch_vectors(grade, ENTITY, entities),
-    )
-    _warn_if_changed(stage, reference, split)
-    towers = {
-        QUERY: Tower(export_tower(grade.model.query), grade.tokenizer(_training_queries(known, builder)), queries),
-        ENTITY: Tower(
-            export_tower(grade.model.entity),
-            grade.tokenizer([entities[index] for index in sample(len(entities))]),
-            entities,
-        ),
-    }
-    return LoadedGrade(run, stage, grade, graph, known, towers, reference)
+    """Load a stage. Raises GradeError if it is damaged."""
+    return LoadedGrade(run, stage, load_grade(stage.folder), graph, graph.known())
 
 
-def _torch_vectors(grade: Grade, tower: str, texts: list[str] | list[tuple[str, str]]) -> FloatArray:
-    return np.asarray(encode_table(grade.model, tower, grade.tokenizer(texts)).cpu().numpy())
-
-
-def _training_queries(known: KnownAnswers, builder: TextBuilder) -> list[tuple[str, str]]:
-    """A few hundred training queries, evenly spread."""
-    heads, relations = queries_of(known, TRAIN)
-    chosen = sample(len(heads))
-    return builder.queries(heads[chosen], relations[chosen])
+def _torch_vectors(grade: Grade, tower: str, texts: Sequence[Text]) -> FloatArray:
+    """Vectors of texts, float32 (N, D). Each distinct text is encoded once, so that equal texts tie exactly."""
+    distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    vectors = encode_table(grade.model, tower, grade.tokenizer([*distinct])).cpu().numpy()
+    return np.asarray(vectors[[distinct[text] for text in texts]])
 
 
 def _warn_if_changed(stage: RunStage, reference: Reference, split: int) -> None:

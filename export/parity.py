@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from pmd.export.making import MEASURES, Making
+from pmd.export.width import Narrowing
 from pmd.serving.known import SPLIT_NAMES, TRAIN, VALID, IntArray, KnownAnswers, directed
 from pmd.serving.ranking import FloatArray, rank_triples
 from pmd.serving.vectors import VectorTable
 
-BLOCK = 512  # queries scored at once: 512 x 40,943 float32 scores are 84 MB
+CHUNK = 8192  # entities scored at once: 8,192 x 384 float64 are 25 MB
 TAIL_SHARE = 0.01
 
 
@@ -38,16 +40,31 @@ class Limit(NamedTuple):
         return set_bounds | ({"standard_errors": self.standard_errors} if self.standard_errors else {})
 
 
+Gate: TypeAlias = Sequence[Limit]
+
 GATES: Mapping[str, tuple[Limit, ...]] = {
     # 1e-5 and less was measured on BERT towers of 2 to 12 layers; a wrong mask or pooling is 1e-2 and more
     "fp32": (Limit("max_score_gap", at_most=1e-4),),
+    # half precision keeps 11 bits: 2e-3 was measured on MiniLM and BERT towers
+    "fp16": (Limit("max_score_gap", at_most=1e-2), Limit("mrr_kept", at_least=0.998, standard_errors=2.0)),
     # Single scores move with every rounding, the ranking as a whole must not. Its MRR moves by chance as well: by
     # 0.2 % on 1,300 ranks, by much more on a toy graph, so a loss counts when it is more than chance makes.
     "int8": (Limit("mrr_kept", at_least=0.995, standard_errors=2.0),),
+    "int8-static": (Limit("mrr_kept", at_least=0.99, standard_errors=2.0),),
+    "int4": (Limit("mrr_kept", at_least=0.97, standard_errors=2.0),),
 }
-"""What each precision must keep. Its keys are the precisions there are."""
+"""What each precision must keep."""
+NARROW: Gate = (Limit("mrr_kept", at_least=0.97, standard_errors=2.0),)
+"""What vectors narrower than the model's must keep, in any precision: their scores are others by design."""
 
-Gate: TypeAlias = Sequence[Limit]
+
+def gate_of(making: Making, overrides: Mapping[str, float] | None = None) -> Gate:
+    """The limits that a bundle must pass. overrides: measure -> bound, in place of or beside the usual ones."""
+    changes = {
+        measure: Limit(measure, **{MEASURES[measure]: bound}) for measure, bound in (overrides or {}).items()
+    }
+    usual = {limit.measure: limit for limit in (NARROW if making.width else GATES[making.precision])}
+    return tuple((usual | changes).values())
 
 
 class Failure(NamedTuple):
@@ -76,7 +93,7 @@ class Parity:
 
     split: str
     texts: int
-    """Texts compared: the distinct queries of the split, and every entity."""
+    """Texts compared: the distinct queries of the split, and entities, at most 2,048 of them."""
     max_cosine_gap: float
     """Largest 1 - cosine between the two vectors of a text."""
     max_score_gap: float
@@ -87,11 +104,21 @@ class Parity:
     mrr_kept: float
     mrr_kept_error: float
     """Standard error of `mrr_kept`, from the pairs of ranks."""
+    entity_tower_gap: float
+    """Largest 1 - cosine between a stored vector and what the bundle's entity tower makes of the same text."""
 
     @classmethod
     def broken(cls, split: str, texts: int, mrr_torch: float) -> Parity:
         """The parity of a bundle whose vectors are not numbers."""
-        return cls(split, texts, math.nan, math.nan, math.nan, mrr_torch, math.nan, math.nan, math.nan)
+        return cls(split, texts, math.nan, math.nan, math.nan, mrr_torch, math.nan, math.nan, math.nan, math.nan)
+
+    @classmethod
+    def read(cls, report: Mapping[str, Any]) -> tuple[Parity, Gate]:
+        """The parity and the gate of a `report`, as a manifest holds it. Raises KeyError, TypeError for another."""
+        values: dict[str, Any] = {field.name: report[field.name] for field in fields(cls)}
+        values = {name: math.nan if value is None else value for name, value in values.items()}
+        gate = tuple(Limit(measure, **bounds) for measure, bounds in report["gate"].items())
+        return cls(**values), gate
 
     def failures(self, gate: Gate) -> list[Failure]:
         """Every limit of the gate that does not hold."""
@@ -107,12 +134,14 @@ class Parity:
 
 @dataclass(frozen=True)
 class Reference:
-    """What torch says: vectors of a split's distinct queries and of every entity, and the MRR they give.
+    """What torch says: vectors of a split's distinct queries and of every entity, and the ranks they give.
 
-    queries: (Q, D). entities: (E, D), all of unit length. ranks: (2N,), as `rank_triples` orders them.
+    queries: (Q, D), in the order of `queries_of`. entities: (E, D), all of unit length. ranks: (2N,), as
+    `rank_triples` orders them.
     """
 
-    split: str
+    known: KnownAnswers
+    split: int
     queries: FloatArray
     entities: FloatArray
     ranks: FloatArray
@@ -123,46 +152,93 @@ class Reference:
         return float((1 / self.ranks).mean())
 
     @classmethod
-    def of(
-        cls,
-        known: KnownAnswers,
-        split: int,
-        pairs: tuple[IntArray, IntArray],
-        queries: FloatArray,
-        entities: FloatArray,
-    ) -> Reference:
-        """Rank the split with torch's vectors. pairs: heads and relations as `queries_of` gives them."""
-        keys = pairs[1] * known.num_entities + pairs[0]
+    def of(cls, known: KnownAnswers, split: int, queries: FloatArray, entities: FloatArray) -> Reference:
+        """Rank the split with torch's vectors."""
         table = VectorTable(np.asarray(entities, np.float32))
+        return cls(known, split, queries, entities, _ranks(known, split, queries, table, lambda rows, scores: None))
 
-        def scores(heads: IntArray, relations: IntArray) -> FloatArray:
-            return table.scores(queries[np.searchsorted(keys, relations * known.num_entities + heads)])
+    def compare(
+        self,
+        queries: FloatArray,
+        table: VectorTable,
+        sampled: tuple[IntArray, FloatArray],
+        narrowing: Narrowing | None,
+    ) -> Parity:
+        """A bundle's vectors of the same queries, (Q, W), and its table of entity vectors, against these.
 
-        return cls(SPLIT_NAMES[split], queries, entities, rank_triples(scores, known.triples(split), known).rank())
+        sampled: some entities and what the bundle's entity tower makes of their texts, (S,) and (S, W). narrowing:
+        how vectors of width D became those of width W; None where they are as wide.
+        """
+        chosen, again = sampled
+        if not (np.isfinite(queries).all() and np.isfinite(again).all()):
+            return Parity.broken(SPLIT_NAMES[self.split], len(queries) + len(chosen), self.mrr)
+        lifted = narrowing.lifted if narrowing else lambda vectors: vectors
+        gaps = _Gaps(len(queries) * len(table))
 
-    def compare(self, queries: FloatArray, table: VectorTable, ranks: FloatArray) -> Parity:
-        """The bundle's vectors of the same texts, and its ranks, against these. (Q, D), (E, D), (2N,)."""
-        gaps = [_cosine_gap(self.queries, queries), _cosine_gap(self.entities, table.vectors())]
-        worst, p99 = _score_gaps(self._scores(queries, table), len(queries) * len(table))
+        def compared(rows: slice, scores: FloatArray) -> None:
+            gaps.add(np.abs(scores - self.queries[rows] @ self.entities.T))
+
+        ranks = _ranks(self.known, self.split, queries, table, compared)
         kept, error = kept_share(ranks, self.ranks)
+        pairs = (
+            (self.queries, queries),
+            (self.entities, table.vectors()),
+            (self.entities[chosen], again),
+        )
         return Parity(
-            split=self.split,
-            texts=len(queries) + len(table),
-            max_cosine_gap=float(np.max(gaps)),
-            max_score_gap=worst,
-            p99_score_gap=p99,
+            split=SPLIT_NAMES[self.split],
+            texts=len(queries) + len(chosen),
+            max_cosine_gap=max(cosine_gap(theirs, lifted(ours)) for theirs, ours in pairs),
+            max_score_gap=gaps.worst,
+            p99_score_gap=gaps.tail_bound(),
             mrr_torch=self.mrr,
             mrr_bundle=float((1 / ranks).mean()),
             mrr_kept=kept,
             mrr_kept_error=error,
+            entity_tower_gap=cosine_gap(table.vectors()[chosen], again),
         )
 
-    def _scores(self, queries: FloatArray, table: VectorTable) -> Iterator[FloatArray]:
-        """Absolute score differences, a block of queries at a time, (block, E)."""
-        ours, theirs = self.entities.astype(np.float64), table.vectors().astype(np.float64)
-        for first in range(0, len(queries), BLOCK):
-            rows = slice(first, first + BLOCK)
-            yield np.abs(self.queries[rows].astype(np.float64) @ ours.T - queries[rows] @ theirs.T)
+
+def _ranks(
+    known: KnownAnswers,
+    split: int,
+    queries: FloatArray,
+    table: VectorTable,
+    seen: Callable[[slice, FloatArray], None],
+) -> FloatArray:
+    """Ranks of a split by query vectors and a table, (2N,): those of a Scorer with the same vectors, to the bit.
+
+    seen: is given every block of scores with its rows.
+    """
+    heads, relations = queries_of(known, split)
+    keys = relations * known.num_entities + heads
+
+    def scores(heads: IntArray, relations: IntArray) -> FloatArray:
+        first = int(np.searchsorted(keys, relations[0] * known.num_entities + heads[0]))
+        rows = slice(first, first + len(heads))  # both go through the queries in rising order
+        block = table.scores(queries[rows], chunk=CHUNK, shared=True)
+        seen(rows, block)
+        return block
+
+    return rank_triples(scores, known.triples(split), known).rank()
+
+
+class _Gaps:
+    """The largest of `total` gaps and the one that 1 % are above: exact, without holding all of them."""
+
+    def __init__(self, total: int) -> None:
+        self.worst, self._tail = 0.0, math.ceil(TAIL_SHARE * total)
+        self._kept: FloatArray = np.zeros(0, np.float32)
+
+    def add(self, gaps: FloatArray) -> None:
+        """Take a block of them into account."""
+        self.worst = float(np.maximum(self.worst, gaps.max()))  # np.maximum, unlike max, lets NaN through
+        bar = self._kept.min() if len(self._kept) == self._tail else -1.0
+        self._kept = _largest(np.concatenate([self._kept, gaps[gaps > bar]]), self._tail)
+
+    def tail_bound(self) -> float:
+        """The gap that 1 % are above."""
+        return float(self._kept.min())
 
 
 def split_to_compare(known: KnownAnswers) -> int:
@@ -189,21 +265,11 @@ def kept_share(ranks: FloatArray, before: FloatArray) -> tuple[float, float]:
     return float(kept), float(residuals.std(ddof=1) / math.sqrt(len(ranks)) / theirs.mean())
 
 
-def _cosine_gap(ours: FloatArray, theirs: FloatArray) -> float:
+def cosine_gap(ours: FloatArray, theirs: FloatArray) -> float:
     """Largest 1 - cosine of two rows, at least 0; NaN if either side holds NaN."""
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     cosine = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     return float(np.maximum(1 - cosine, 0.0).max())
-
-
-def _score_gaps(blocks: Iterator[FloatArray], total: int) -> tuple[float, float]:
-    """The largest of `total` gaps and the one that 1 % are above: exact, without holding all of them."""
-    tail, worst = math.ceil(TAIL_SHARE * total), 0.0
-    kept: FloatArray = np.zeros(0)
-    for block in blocks:
-        worst = float(np.maximum(worst, block.max()))  # np.maximum, unlike max, lets NaN through
-        kept = _largest(np.concatenate([kept, _largest(block.reshape(-1), tail)]), tail)
-    return worst, float(kept.min())
 
 
 def _largest(values: FloatArray, count: int) -> FloatArray:

@@ -9,6 +9,7 @@ from typing import Any
 from pmd.datasets import load_graph
 from pmd.errors import RunError
 from pmd.export.errors import TargetError
+from pmd.export.header import hub_id
 from pmd.grade import WEIGHTS
 from pmd.graph import KnowledgeGraph
 from pmd.run import LADDER_SCHEMA, RUN_SCHEMA, RunFolder, read_json
@@ -46,6 +47,8 @@ class Run:
     root: Path
     ladder: dict[str, Any]
     recipe: dict[str, Any]
+    encoder: dict[str, Any]
+    """What run.json says of the encoder's weights; may be empty."""
     machine: dict[str, Any]
     students: dict[int, RunStage]
     teacher: RunStage | None
@@ -69,6 +72,7 @@ class Run:
             root=root,
             ladder=ladder,
             recipe=dict(recipe or {}),
+            encoder=dict(facts.get("encoder") or {}),
             machine=dict(facts.get("machine") or {}),
             students={stage.grade: stage for stage in stages if stage.label != TEACHER},
             teacher=next((stage for stage in stages if stage.label == TEACHER), None),
@@ -106,6 +110,14 @@ class Run:
         """Settings of the neighbour re-ranking that the run reports: hops and weight; None without."""
         settings = self.recipe.get("rerank")
         return {"hops": settings["hops"], "weight": settings["weight"]} if settings else None
+
+    def base_model(self, stage: RunStage) -> str | None:
+        """The Hub's id of the encoder that a stage's weights began as; None if that was a folder."""
+        key, digest = "encoder", "sha256"
+        if stage.label != TEACHER and self.recipe.get("student_encoder"):
+            key, digest = "student_encoder", "student_sha256"
+        name = self.recipe.get(key)
+        return hub_id(str(name), self.encoder.get(digest)) if name else None
 
     def teacher_test_mrr(self) -> float | None:
         """The teacher's test MRR, for comparison; None without a teacher or a test split."""

@@ -27,8 +27,8 @@ SPECIAL = {
 """Roles of special tokens and the names that encoders give them."""
 
 
-def write_tower(folder: Path, model: onnx.ModelProto, grade: Grade, tower: PreTrainedModel) -> None:
-    """Write a tower's graph, tokenizer and configurations into a new folder."""
+def write_tower(folder: Path, model: onnx.ModelProto, grade: Grade, tower: PreTrainedModel, width: int) -> None:
+    """Write a tower's graph, tokenizer and configurations into a new folder. width: numbers per vector."""
     (folder / MODEL).parent.mkdir(parents=True)
     (folder / MODEL).write_bytes(graph_bytes(model))
     max_tokens = grade.info.max_tokens
@@ -41,10 +41,10 @@ def write_tower(folder: Path, model: onnx.ModelProto, grade: Grade, tower: PreTr
         SPECIAL_TOKENS: tokens,
         SENTENCE_BERT: {"max_seq_length": max_tokens, "do_lower_case": False},
         MODULES: _modules(),
-        POOLING: {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True},
+        POOLING: {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True},
     }
     (folder / TOKENIZER).write_text(
-        json.dumps(cut_to(grade.tokenizer_json, max_tokens), ensure_ascii=False), "utf-8"
+        json.dumps(cut_to(grade.tokenizer_json, max_tokens), ensure_ascii=False, separators=(",", ":")), "utf-8"
     )
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)

@@ -61,10 +61,12 @@ class VectorTable:
             return np.array(self.values, dtype=np.float32)
         return self.values.astype(np.float32) * self.scales[:, None]
 
-    def scores(self, queries: FloatArray, *, chunk: int = CHUNK_ROWS) -> FloatArray:
+    def scores(self, queries: FloatArray, *, chunk: int = CHUNK_ROWS, shared: bool = False) -> FloatArray:
         """Scores of query vectors (Q, D) against every entity, float32 (Q, E); `chunk` rows at a time.
 
-        Beside the result it needs `chunk` x (D + Q) float64. Raises RankingError if any score is not finite.
+        Beside the result it needs `chunk` x (D + Q) float64. shared: let numpy's BLAS share the products out
+        between threads, as a tool may that has the machine to itself; the bits are the same. Raises RankingError
+        if any score is not finite.
         """
         grid, out = _on_grid(queries), np.empty((len(queries), len(self)), np.float32)
         buffer = np.empty((min(chunk, len(self)), self.width))
@@ -72,7 +74,8 @@ class VectorTable:
             rows = slice(first, min(first + chunk, len(self)))
             block = self._load(rows, buffer[: rows.stop - first])
             with np.errstate(invalid="ignore", over="ignore"):  # a damaged table: _checked says so
-                out[:, rows] = _dots(grid, block) * self._steps(rows)
+                products = np.matmul(grid, block.T) if shared else _dots(grid, block)
+                out[:, rows] = products * self._steps(rows)
         return _checked(out)
 
     def pair_scores(self, queries: FloatArray, entities: IntArray, *, chunk: int = CHUNK_ROWS) -> FloatArray:

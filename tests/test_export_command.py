@@ -122,7 +122,10 @@ def test_force_replaces_a_bundle_and_nothing_else(run, tmp_path):
         (("--grade", 0), "0 is not in the range x>=1"),
         (("--grade", "three"), "'three' is not a valid integer"),
         (("--grade", 3), "has no grade 3; its grades are: 2, 4"),
-        (("--grade", 2, "--precision", "int3"), "'int3' is not one of 'fp32', 'int8'"),
+        (
+            ("--grade", 2, "--precision", "int3"),
+            "'int3' is not one of 'fp32', 'fp16', 'int8', 'int8-static', 'int4'",
+        ),
         (("--grade", 2, "--out", "x"), "--out names one bundle, this makes 2"),
         (("--all", "--precision", "fp32", "--out", "x"), "--out names one bundle, this makes 2"),
         (("--grade", 2, "--data", "nowhere"), "nowhere"),
@@ -220,7 +223,7 @@ def test_damaged_grades(damaged, tmp_path, damage, message):
 
 
 def test_a_failed_gate_keeps_the_bundles_that_passed(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(bundle_module.GATES, "int8", (Limit("mrr_kept", at_least=3.0),))
+    monkeypatch.setitem(GATES, "int8", (Limit("mrr_kept", at_least=3.0),))
     code, stdout, stderr = export("--grade", 2, "--run", run)
     assert code == 1
     assert stderr.startswith("error: tiny-pmd-grade-2-int8 differs from torch: mrr_kept is ")
@@ -234,8 +237,8 @@ def test_a_failed_gate_keeps_the_bundles_that_passed(run, tmp_path, monkeypatch)
 
 
 def test_all_failed_gates_are_reported(run, tmp_path, monkeypatch):
-    for precision in GATES:
-        monkeypatch.setitem(bundle_module.GATES, precision, (Limit("mrr_kept", at_least=3.0),))
+    for precision in ("fp32", "int8"):
+        monkeypatch.setitem(GATES, precision, (Limit("mrr_kept", at_least=3.0),))
     code, stdout, stderr = export("--grade", 2, "--run", run)
     assert code == 1
     assert "grade-2-fp32 differs" in stderr
@@ -255,7 +258,7 @@ def test_interrupted(run, tmp_path, monkeypatch):
 def test_progress_is_for_terminals(run, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "show_progress", lambda quiet: not quiet)
     _, stdout, stderr = export("--grade", 2, "--run", run, "--precision", "fp32")
-    assert [line.split(":")[0] for line in stderr.splitlines()] == ["grade-2", "grade-2"]
+    assert [line.split(":")[0] for line in stderr.splitlines()] == ["grade-2"] * 3
     assert "grade-2: " not in stdout
 
 
@@ -270,7 +273,7 @@ def test_missing_packages_are_named(run, monkeypatch):
 def test_help_has_examples():
     code, stdout, _ = export("--help")
     assert code == 0
-    for expected in ("--grade", "--precision", "fp32|int8", "--no-entity-tower", "Examples:"):
+    for expected in ("--grade", "--precision", "fp32|fp16|int8|int8-static|int4", "--no-entity-tower", "Examples:"):
         assert expected in stdout
 
 

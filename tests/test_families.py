@@ -203,7 +203,7 @@ def test_texts_in_rows_of_their_own_hold_little_padding(kind):
 def test_the_exported_graph_gives_what_training_gives(models, tables, folders, family):
     pytest.importorskip("onnxruntime")
     from pmd.export.graph import export_tower, graph_bytes
-    from pmd.export.quantize import quantise_int8
+    from pmd.export.int8 import quantise_int8
     from pmd.serving.encoder import open_session
 
     model, table = models[family], tables[family]

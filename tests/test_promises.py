@@ -16,9 +16,11 @@ MAY_IMPORT = {
     "pmd/study": {"numpy", "torch", "transformers", "pydantic", "yaml", "click", "optuna", "matplotlib"},
     "pmd/datasets": {"numpy", "click", "tokenizers", "huggingface_hub", "yaml"}
     | {"pyarrow", "rdflib", "matplotlib", "jinja2", "markupsafe"},
-    "export": {"numpy", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "click", "optimum"},
+    "export": {"numpy", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "click", "optimum"}
+    | {"huggingface_hub", "flatbuffers"},
     "benchmarks/gpu": {"numpy", "safetensors", "yaml", "click"},
     "benchmarks/loops": {"numpy", "torch"},
+    "benchmarks/towers": {"numpy", "torch", "transformers", "safetensors", "sentence_transformers"},
     "benchmarks": {"numpy", "psutil", "matplotlib", "jinja2", "click", "tokenizers", "onnxruntime", "markupsafe"},
 }
 OURS = {
@@ -30,6 +32,7 @@ OURS = {
     "benchmarks": {"pmd.serving", "pmd.benchmarks"},
     "benchmarks/gpu": {"pmd.serving", "pmd.benchmarks"},
     "benchmarks/loops": {"pmd", "pmd.serving", "pmd.datasets", "pmd.benchmarks"},  # in child processes alone
+    "benchmarks/towers": {"pmd", "pmd.serving", "pmd.datasets", "pmd.benchmarks"},  # as well
 }
 FOLDERS = {"export", "serving", "benchmarks"}
 PACKAGES = FOLDERS | {"datasets", "study"}
@@ -66,7 +69,7 @@ def test_import_rules(folder):
 
 
 LIGHT = ["pmd", "pmd.serving", "pmd.export", "pmd.benchmarks", "pmd.datasets"]
-LIGHT += ["pmd.cli", "pmd.serving.cli", "pmd.datasets.cli", "pmd.study.cli"]
+LIGHT += ["pmd.cli", "pmd.serving.cli", "pmd.datasets.cli", "pmd.study.cli", "pmd.export.hubcli"]
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -1,48 +1,35 @@
-"""Precisions a bundle can have, and how a fused float32 graph becomes each of them.
+"""int8 graphs by onnxruntime's dynamic quantisation.
 
-int8 is onnxruntime's dynamic quantisation: weights are int8 with a scale per output channel, activations uint8 with
-a scale chosen as they come. Three things are done differently from its defaults, each measured in
-docs/decisions/int8-weights.md: activations are evened out first, embedding tables get a scale per row, and weights
-are as large as an AVX2 processor can multiply without overflow, and no larger.
+Weights are int8 with a scale per output channel, activations uint8 with a scale chosen as they come. Three things
+are done differently from its defaults, each measured in docs/decisions/int8-weights.md: activations are evened out
+first, embedding tables get a scale per row, and weights are as large as an AVX2 processor can multiply without
+overflow, and no larger.
 """
 
 from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from pmd.export.embeddings import quantise_embeddings
 from pmd.export.equalise import equalise
 from pmd.export.errors import ExportError
 from pmd.export.graph import tidy
+from pmd.export.lookups import open_lookups, quantise_rows
 from pmd.serving.known import IntArray
 from pmd.serving.ranking import FloatArray
 from pmd.serving.tokenization import TokenTable
-from pmd.serving.vectors import INT8_MAX, VectorTable
+from pmd.serving.vectors import INT8_MAX
 
 PAIR_LIMIT = 128
 """Largest sum of two neighbouring weights of one sign: 255 * 128 is the most that 16 bits hold."""
 PRODUCTS = ("MatMul", "Attention")
 PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")  # says that the graph is optimised, which it is
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How a bundle stores its numbers."""
-
-    name: str
-    build: Callable[[onnx.ModelProto, TokenTable], onnx.ModelProto]
-    """(fused float32 graph, texts it will read) -> the graph of this precision."""
-    table: Callable[[FloatArray], VectorTable]
-    """Entity vectors (E, D) -> the stored table."""
 
 
 def quantise_int8(model: onnx.ModelProto, texts: TokenTable) -> onnx.ModelProto:
@@ -51,10 +38,11 @@ def quantise_int8(model: onnx.ModelProto, texts: TokenTable) -> onnx.ModelProto:
     Raises ExportError if a product kept its float weights.
     """
     balanced = equalise(model, texts)
-    weights = {w.name: numpy_helper.to_array(w) for w in balanced.graph.initializer if len(w.dims) == 2}
-    quantise_embeddings(balanced.graph)
+    weights = matrices(balanced.graph)
+    open_lookups(balanced.graph)
+    quantise_rows(balanced.graph)
     integer = _quantise_products(balanced)
-    _refit(integer.graph, weights)
+    refit(integer.graph, weights)
     if left := float_products(integer):
         raise ExportError(f"{len(left)} products kept float weights after quantisation, the first is {left[0]}")
     return tidy(integer)
@@ -84,13 +72,27 @@ def safe_int8(weights: FloatArray) -> tuple[IntArray, FloatArray]:
     return np.rint(exact / scales).clip(-INT8_MAX, INT8_MAX).astype(np.int8), scales
 
 
+def matrices(graph: onnx.GraphProto) -> dict[str, FloatArray]:
+    """Every float matrix of `graph` by name."""
+    return {
+        weight.name: numpy_helper.to_array(weight)
+        for weight in graph.initializer
+        if len(weight.dims) == 2 and weight.data_type == TensorProto.FLOAT
+    }
+
+
+def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that tells onnxruntime's quantisers that it is optimised, which it is."""
+    marked = copy.deepcopy(model)
+    helper.set_model_props(marked, dict([PREPARED]))
+    return marked
+
+
 def _quantise_products(model: onnx.ModelProto) -> onnx.ModelProto:
-    prepared = copy.deepcopy(model)
-    onnx.helper.set_model_props(prepared, dict([PREPARED]))
     with tempfile.TemporaryDirectory(prefix="pmd-export-") as folder:
         target = Path(folder) / "model.onnx"
         quantize_dynamic(
-            prepared,
+            prepared(model),
             target,
             op_types_to_quantize=list(PRODUCTS),
             per_channel=True,
@@ -101,7 +103,7 @@ def _quantise_products(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(target)
 
 
-def _refit(graph: onnx.GraphProto, weights: dict[str, FloatArray]) -> None:
+def refit(graph: onnx.GraphProto, weights: dict[str, FloatArray]) -> None:
     """Replace the weights and scales that onnxruntime chose by `safe_int8`, in place."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for name, values in weights.items():
@@ -114,13 +116,3 @@ def _refit(graph: onnx.GraphProto, weights: dict[str, FloatArray]) -> None:
         fitted, scales = safe_int8(values)
         stored.CopyFrom(numpy_helper.from_array(fitted, stored.name))
         scale.CopyFrom(numpy_helper.from_array(scales, scale.name))
-
-
-PRECISIONS = {
-    precision.name: precision
-    for precision in (
-        Precision("fp32", lambda model, texts: model, VectorTable),
-        Precision("int8", quantise_int8, VectorTable.quantised),
-    )
-}
-"""Every precision that pmd-export can write."""

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from pmd.export import quantize as quantize_module
-from pmd.export.embeddings import quantise_embeddings
+from pmd.export import int8 as int8_module
 from pmd.export.equalise import equalise, sample
 from pmd.export.errors import ExportError
 from pmd.export.graph import count_ops, export_tower, graph_bytes
+from pmd.export.int8 import PAIR_LIMIT, float_products, quantise_int8, safe_int8
+from pmd.export.lookups import open_lookups, quantise_rows
+from pmd.export.making import PRECISIONS
 from pmd.export.parity import GATES
-from pmd.export.quantize import PAIR_LIMIT, PRECISIONS, float_products, quantise_int8, safe_int8
 from pmd.serving.encoder import open_session
 from tests.tiny_towers import in_onnx, random_inputs, random_texts, tiny_tower
 
@@ -117,7 +118,8 @@ def test_embedding_tables_are_int8(fused, integer):
 
 def test_embeddings_as_rows_stay_close(fused):
     rows = copy.deepcopy(fused)
-    quantise_embeddings(rows.graph)
+    open_lookups(rows.graph)
+    quantise_rows(rows.graph)
     inputs = random_inputs(6, 12)
     cosine = (in_onnx(fused, inputs)[0] * in_onnx(rows, inputs)[0]).sum(axis=1)
     assert cosine.min() > 0.9999
@@ -161,7 +163,7 @@ def test_equalising_saves_a_graph_with_a_large_channel(fused, monkeypatch):
         return float((1 - (want * in_onnx(quantise_int8(wide, random_texts()), inputs)[0]).sum(axis=1)).mean())
 
     equalised = lost()
-    monkeypatch.setattr(quantize_module, "equalise", lambda model, texts: copy.deepcopy(model))
+    monkeypatch.setattr(int8_module, "equalise", lambda model, texts: copy.deepcopy(model))
     assert equalised < 0.5 * lost()
 
 
@@ -199,7 +201,7 @@ def test_the_file_is_a_quarter(fused, integer):
 
 
 def test_a_product_left_in_float_is_an_error(fused, monkeypatch):
-    monkeypatch.setattr(quantize_module, "_quantise_products", lambda model: model)
+    monkeypatch.setattr(int8_module, "_quantise_products", lambda model: model)
     with pytest.raises(ExportError, match="8 products kept float weights"):
         quantise_int8(fused, random_texts())
 
