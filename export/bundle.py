@@ -14,7 +14,7 @@ import torch
 from pmd import __version__
 from pmd.export.card import model_card
 from pmd.export.equalise import sample
-from pmd.export.errors import ParityError
+from pmd.export.errors import ParityError, TargetError
 from pmd.export.graph import graph_bytes
 from pmd.export.loading import LoadedGrade, ReadyGrade
 from pmd.export.making import Making
@@ -24,6 +24,7 @@ from pmd.export.precisions import BUILDS, TABLES
 from pmd.export.towers import write_tower
 from pmd.serving.bundle import CARD, ENTITY, QUERY, seal, write_tables
 from pmd.serving.encoder import DYNAMIC_PRECISIONS, TEXTS_PER_RUN, TowerEncoder, open_session
+from pmd.serving.errors import BundleError
 from pmd.serving.manifest import SCHEMA, Manifest
 from pmd.serving.ranking import FloatArray
 from pmd.serving.storage import atomic_folder, write_atomic
@@ -32,7 +33,7 @@ from pmd.serving.tokenization import Text
 from pmd.serving.vectors import VectorTable
 
 PARITY_SCHEMA = "pmd-parity/1"
-ENTITIES_COMPARED = 2048  # of the entity tower's own; stored vectors are all compared
+ENTITIES_COMPARED = 1024  # of the entity tower's own; stored vectors are all compared
 
 
 def write_bundle(
@@ -82,9 +83,19 @@ def _compare(
 
 
 def _encode(ready: ReadyGrade, making: Making, graph: onnx.ModelProto, texts: Sequence[Text]) -> FloatArray:
-    """Vectors of texts, float32 (N, W), by a graph, run as the bundle's reader will run it."""
+    """Vectors of texts, float32 (N, W), by a graph, run as the bundle's reader will run it.
+
+    Raises TargetError for a graph that this machine's onnxruntime does not open.
+    """
+    try:
+        session = open_session(graph_bytes(graph))
+    except BundleError as error:
+        raise TargetError(
+            f"{making.precision} cannot be checked here: {error}; choose another --precision, or a newer "
+            f"onnxruntime than {onnxruntime.__version__}"
+        ) from error
     encoder = TowerEncoder(
-        open_session(graph_bytes(graph)),
+        session,
         ready.grade.tokenizer,
         ready.width,
         texts_per_run=1 if making.precision in DYNAMIC_PRECISIONS else TEXTS_PER_RUN,

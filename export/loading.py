@@ -144,6 +144,8 @@ def _torch_vectors(grade: Grade, tower: str, texts: Sequence[Text]) -> FloatArra
     """Vectors of texts, float32 (N, D). Each distinct text is encoded once, so that equal texts tie exactly."""
     distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     vectors = encode_table(grade.model, tower, grade.tokenizer([*distinct])).cpu().numpy()
+    if len(distinct) == len(texts):
+        return np.asarray(vectors)
     return np.asarray(vectors[[distinct[text] for text in texts]])
 
 

@@ -15,6 +15,7 @@ from pmd.serving.known import SPLIT_NAMES, TRAIN, VALID, IntArray, KnownAnswers,
 from pmd.serving.ranking import FloatArray, rank_triples
 from pmd.serving.vectors import VectorTable
 
+BLOCK = 128  # queries scored at once: 128 x 40,943 float32 scores are 21 MB, and a few copies of them are held
 CHUNK = 8192  # entities scored at once: 8,192 x 384 float64 are 25 MB
 TAIL_SHARE = 0.01
 
@@ -93,7 +94,7 @@ class Parity:
 
     split: str
     texts: int
-    """Texts compared: the distinct queries of the split, and entities, at most 2,048 of them."""
+    """Texts compared: the distinct queries of the split, and entities, at most 1,024 of them."""
     max_cosine_gap: float
     """Largest 1 - cosine between the two vectors of a text."""
     max_score_gap: float
@@ -180,9 +181,10 @@ class Reference:
 
         ranks = _ranks(self.known, self.split, queries, table, compared)
         kept, error = kept_share(ranks, self.ranks)
+        stored = table.vectors()
         pairs = (
             (self.queries, queries),
-            (self.entities, table.vectors()),
+            (self.entities, stored),
             (self.entities[chosen], again),
         )
         return Parity(
@@ -195,7 +197,7 @@ class Reference:
             mrr_bundle=float((1 / ranks).mean()),
             mrr_kept=kept,
             mrr_kept_error=error,
-            entity_tower_gap=cosine_gap(table.vectors()[chosen], again),
+            entity_tower_gap=cosine_gap(stored[chosen], again),
         )
 
 
@@ -220,7 +222,7 @@ def _ranks(
         seen(rows, block)
         return block
 
-    return rank_triples(scores, known.triples(split), known).rank()
+    return rank_triples(scores, known.triples(split), known, block=BLOCK).rank()
 
 
 class _Gaps:
@@ -267,9 +269,12 @@ def kept_share(ranks: FloatArray, before: FloatArray) -> tuple[float, float]:
 
 def cosine_gap(ours: FloatArray, theirs: FloatArray) -> float:
     """Largest 1 - cosine of two rows, at least 0; NaN if either side holds NaN."""
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    cosine = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return float(np.maximum(1 - cosine, 0.0).max())
+    worst = 0.0
+    for first in range(0, len(ours), CHUNK):  # in float64 a whole table would be several times as large
+        a, b = (rows[first : first + CHUNK].astype(np.float64) for rows in (ours, theirs))
+        cosine = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+        worst = np.maximum(worst, (1 - cosine).max())  # np.maximum, unlike max, lets NaN through
+    return float(worst)
 
 
 def _largest(values: FloatArray, count: int) -> FloatArray:

@@ -90,7 +90,7 @@ def salience(model: BiEncoder, side: str, table: TokenTable) -> WeightArray:
     """
     weights = np.zeros(len(table.ids))
     model.eval()
-    for chunk in table_chunks(table):
+    for chunk in table_chunks(table, model.device):
         part = table.take(chunk)
         packed = pack(part, np.ones(len(part.ids), bool), shared_rows=model.shares_rows).to(model.device)
         output = run_tower(model.tower(side), packed)  # all tokens flagged: all hidden states come back

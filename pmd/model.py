@@ -24,7 +24,9 @@ from pmd.families import (
 from pmd.packing import PackedTexts, pack
 from pmd.serving.tokenization import TokenTable
 
-ENCODE_TOKENS = 16_384  # tokens encoded at once outside training; bounds memory, never changes a vector's text
+ENCODE_TOKENS = {"cpu": 1_536}
+"""Tokens encoded at once outside training, by kind of device: what fits a processor's cache (docs/log.md)."""
+MANY_TOKENS = 16_384  # on every other kind
 
 
 class TowerOutput(NamedTuple):
@@ -182,7 +184,7 @@ def encode_chunks(
     was_training = model.training
     model.eval()
     try:
-        for chunk in table_chunks(table):
+        for chunk in table_chunks(table, model.device):
             packed = pack(table.take(chunk), shared_rows=model.shares_rows).to(model.device)
             yield torch.from_numpy(chunk).to(model.device), run_tower(model.tower(tower), packed, inner)
     finally:
@@ -196,9 +198,9 @@ def even_layers(source: int, target: int) -> tuple[int, ...]:
     return tuple((index + 1) * source // target - 1 for index in range(target))
 
 
-def table_chunks(table: TokenTable) -> Iterator[np.ndarray]:
-    """Text indices in chunks of similar length, each of about ENCODE_TOKENS tokens."""
+def table_chunks(table: TokenTable, device: torch.device) -> Iterator[np.ndarray]:
+    """Text indices in chunks of similar length, each of about as many tokens as the device reads at once."""
     order = np.argsort(table.lengths, kind="stable")
-    block = np.cumsum(table.lengths[order]) // ENCODE_TOKENS
+    block = np.cumsum(table.lengths[order]) // ENCODE_TOKENS.get(device.type, MANY_TOKENS)
     for number in np.unique(block):
         yield order[block == number]

@@ -10,7 +10,6 @@ import pytest
 from pmd.export import parity as parity_module
 from pmd.export.making import Making
 from pmd.export.parity import GATES, Limit, Parity, Reference, gate_of, kept_share, queries_of, split_to_compare
-from pmd.serving import ranking
 from pmd.serving.known import TEST, TRAIN, VALID, KnownAnswers, directed
 from pmd.serving.ranking import evaluate
 from pmd.serving.vectors import VectorTable
@@ -91,9 +90,7 @@ def test_a_perfect_copy(vectors, reference):
 @pytest.mark.parametrize("block", [1, 5, 512])
 def test_figures_do_not_depend_on_chunks_and_blocks(vectors, reference, monkeypatch, chunk, block):
     monkeypatch.setattr(parity_module, "CHUNK", chunk)
-    monkeypatch.setattr(
-        parity_module, "rank_triples", lambda *arguments: ranking.rank_triples(*arguments, block=block)
-    )
+    monkeypatch.setattr(parity_module, "BLOCK", block)
     queries, entities = vectors
     moved = queries.copy()
     moved[3] = -moved[3]  # all of one query's scores are far off: the worst 1 % come from one block

@@ -6,9 +6,11 @@ import logging
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
+from transformers import AutoModel
 
 from pmd.export import static
 from pmd.export.attention import opened_attention
@@ -20,7 +22,16 @@ from pmd.export.making import PRECISIONS
 from pmd.export.parity import GATES
 from pmd.export.precisions import BUILDS
 from pmd.export.static import ENOUGH, quantise_static, to_round
-from tests.tiny_towers import MAX_LENGTH, in_onnx, random_inputs, random_texts, tiny_config, tiny_tower
+from pmd.grade import without_pooler
+from tests.tiny_towers import (
+    MAX_LENGTH,
+    in_onnx,
+    in_torch,
+    random_inputs,
+    random_texts,
+    tiny_config,
+    tiny_tower,
+)
 
 COSINE = {"fp32": 1 - 1e-6, "fp16": 1 - 1e-4, "int8": 0.995, "int8-static": 0.99, "int4": 0.9}
 """The least that a random tower of width 32 keeps; trained ones keep more."""
@@ -228,3 +239,25 @@ def test_the_quantisers_set_up_of_logging_is_undone(fused):
     before = root.handlers[:], root.level
     quantise_int4(fused, random_texts())
     assert (root.handlers, root.level) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [12, 9, 6, 3])
+def test_bert_base_in_every_precision(layers):
+    """The paper's encoder and its grades: the architecture at full width, random weights."""
+    config = tiny_config(
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        hidden_size=768,
+        intermediate_size=3072,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(layers)
+        tower = without_pooler(AutoModel.from_config(config)).eval()  # as BERT starts: normal weights of 0.02
+    exported = export_tower(tower)
+    assert exported.complete
+    inputs = random_inputs(5, 17)
+    exact = in_torch(tower, inputs)[0]
+    for precision, build in BUILDS.items():
+        vectors = in_onnx(build(exported.model, random_texts()), inputs)[0]
+        assert cosines(vectors, exact).min() > COSINE[precision], precision

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from pmd.encoder import load_encoder, resolve_encoder
 from pmd.errors import GradeError, RecipeError
 from pmd.grade import GradeInfo, load_grade, save_grade
-from pmd.model import encode_table, even_layers, layer_stack
+from pmd.model import ENCODE_TOKENS, encode_table, even_layers, layer_stack
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer
 from tests.tiny_encoder import WORDS, tiny_tokenizer, write_encoder
@@ -61,7 +61,7 @@ def test_chunked_encoding_equals_whole(model, monkeypatch):
     rng = np.random.default_rng(0)
     table = TextTokenizer(tiny_tokenizer().to_str(), 50)([" ".join(rng.choice(WORDS, n)) for n in range(1, 30)])
     whole = encode_table(model, "entity", table)
-    monkeypatch.setattr("pmd.model.ENCODE_TOKENS", 20)
+    monkeypatch.setitem(ENCODE_TOKENS, "cpu", 20)
     torch.testing.assert_close(encode_table(model, "entity", table), whole, rtol=0, atol=2e-6)
     torch.testing.assert_close(whole.norm(dim=1), torch.ones(len(table)), rtol=0, atol=1e-6)
 
