@@ -210,7 +210,7 @@ def test_the_exported_graph_gives_what_training_gives(models, tables, folders, f
     graph = export_tower(model.query).model
     inputs = table.padded(tokenizer_of(folders[family]).pad_id)
     wanted = encode_table(model, "query", table).numpy()
-    closest = {"fp32": 1 - 1e-6, "fp16": 0.9999, "int8": 0.98, "int8-static": 0.98, "int4": 0.9}
+    closest = {"fp32": 1 - 1e-6, "fp16": 0.999, "int8": 0.98, "int8-static": 0.98, "int4": 0.7}
     for precision, build in BUILDS.items():
         vectors = open_session(graph_bytes(build(graph, table))).run(None, inputs)[0]
         assert (vectors * wanted).sum(axis=1).min() > closest[precision], precision
