@@ -21,8 +21,16 @@ from pmd.serving.encoder import TowerEncoder
 Encode = Callable[[Sequence[str]], np.ndarray]
 BASELINE = "sentence-transformers, torch"
 BATCH = 32  # sentence-transformers' own default
-COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "modules.json")
-COPIED += ("sentence_bert_config.json", "1_Pooling/config.json", CONFIG)
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+    CONFIG,
+)
+"""A tower's files that sentence-transformers reads beside the weights."""
 
 
 def measure_encode(
