@@ -13,14 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pmd.benchmarks.errors import BenchError, MeasureError
-from pmd.benchmarks.machine import fingerprint
+from pmd.benchmarks.machine import fingerprint, version_of
 from pmd.benchmarks.probe import run_python
 from pmd.serving.command import HELP, Command, emit, show_progress
 from pmd.serving.cores import default_threads
@@ -40,6 +39,7 @@ from pmd.benchmarks.memory import peak_rss_bytes
 print(peak_rss_bytes())
 """
 CHILD = "from pmd.benchmarks.towers.child import answer; answer()"
+VERSIONS = ("torch", "transformers", "onnx", "sentence-transformers")
 EPILOG = """\b
 Examples:
   python -m pmd.benchmarks.export --run runs/umls --out export.json
@@ -76,7 +76,7 @@ def main(**options: Any) -> None:
 
     report: dict[str, Any] = {
         "schema": SCHEMA,
-        "machine": fingerprint(threads) | {"export_versions": _versions()},
+        "machine": fingerprint(threads) | {"export_versions": {name: version_of(name) for name in VERSIONS}},
         "setting": {key: str(options[key]) for key in ("run", "grade", "tokens", "laps", "texts", "parts")},
     }
     with tempfile.TemporaryDirectory(prefix="pmd-bench-") as scratch:
@@ -162,16 +162,6 @@ def _dataset(run: Path) -> str:
         raise BenchError(
             f"{run} is not a run folder: run.json cannot be read; name one made by pmd-train"
         ) from error
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in ("torch", "transformers", "onnx", "sentence-transformers"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 if __name__ == "__main__":

@@ -115,12 +115,13 @@ def _load_average() -> float | None:
 
 def _versions() -> dict[str, str | None]:
     """Versions of what takes part in an answer."""
-    runtime = _version("onnxruntime") or _version("onnxruntime-gpu")
-    others = {name: _version(name) for name in ("tokenizers", "pmd-kgc")}
-    return {"python": platform.python_version(), "numpy": _version("numpy"), "onnxruntime": runtime, **others}
+    runtime = version_of("onnxruntime") or version_of("onnxruntime-gpu")
+    others = {name: version_of(name) for name in ("tokenizers", "pmd-kgc")}
+    return {"python": platform.python_version(), "numpy": version_of("numpy"), "onnxruntime": runtime, **others}
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None where there is none."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import click
 
 from pmd.benchmarks.errors import BenchError
 from pmd.benchmarks.loops.wanted import CASES, LOOPS, Wanted
-from pmd.benchmarks.machine import fingerprint
+from pmd.benchmarks.machine import fingerprint, version_of
 from pmd.benchmarks.probe import run_python
 from pmd.benchmarks.training_curve import figure
 from pmd.benchmarks.training_table import case_table, curve_table, making_table
@@ -29,6 +28,7 @@ from pmd.serving.storage import write_atomic
 
 SCHEMA = "pmd-training-bench/1"
 CHILD = "from pmd.benchmarks.loops.child import answer; answer()"
+VERSIONS = ("torch", "transformers", "numpy")
 MEMORY_STEPS = 3
 EPILOG = """\b
 Examples:
@@ -117,7 +117,8 @@ class Bench:
         self.before = _read(self.out)
         self.report: dict[str, Any] = {
             "schema": SCHEMA,
-            "machine": fingerprint(self.threads) | {"training_versions": _versions()},
+            "machine": fingerprint(self.threads)
+            | {"training_versions": {name: version_of(name) for name in VERSIONS}},
             "setting": self.wanted.as_dict() | {key: options[key] for key in ("steps", "warmup")},
             "cases": [],
             "making": None,
@@ -214,16 +215,6 @@ def _two_numbers(text: str) -> tuple[int, int]:
     if not (teacher.strip().isdigit() and student.strip().isdigit()):
         raise BenchError(f"--layers {text!r} is not TEACHER,GRADE, such as 6,3")
     return int(teacher), int(student)
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in ("torch", "transformers", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 if __name__ == "__main__":

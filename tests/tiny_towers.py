@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModel, BertConfig, PretrainedConfig, PreTrainedModel
 
 from pmd.export.graph import HIDDEN, INPUTS, VECTOR, SentenceTower, graph_bytes
+from pmd.export.int8 import PAIR_LIMIT
 from pmd.grade import without_pooler
 from pmd.serving.encoder import open_session
 from pmd.serving.tokenization import TokenTable
@@ -73,3 +74,11 @@ def random_texts(count: int = 40, seed: int = 0) -> TokenTable:
     offsets = np.concatenate([[0], np.cumsum(rng.integers(3, 21, count))]).astype(np.int64)
     ids = rng.integers(5, VOCABULARY, offsets[-1]).astype(np.int32)
     return TokenTable(ids, np.zeros_like(ids), offsets)
+
+
+def assert_safe(weights: np.ndarray) -> None:
+    """No product of int8 weights (K, N), K even, can overflow 16 bits on AVX2."""
+    assert weights.dtype == np.int8
+    pairs = weights.astype(int).reshape(-1, 2, weights.shape[1])
+    assert np.maximum(pairs, 0).sum(axis=1).max() <= PAIR_LIMIT
+    assert np.maximum(-pairs, 0).sum(axis=1).max() <= PAIR_LIMIT
