@@ -12,7 +12,7 @@ from pmd.serving.archive import FolderSource, Source, ZipSource
 from pmd.serving.bundle import ENTITY, MANIFEST
 from pmd.serving.errors import ServingError
 from pmd.serving.manifest import Manifest, parse_manifest
-from pmd.serving.storage import sha256_of
+from pmd.serving.storage import folder_bytes, sha256_of
 
 LOG = logging.getLogger(__name__)
 LADDER, WEIGHTS = "ladder.json", "model.safetensors"
@@ -63,8 +63,7 @@ def manifest_of(bundle: Path) -> Manifest:
 def sizes_of(bundle: Path, manifest: Manifest) -> dict[str, int]:
     """`bundle_bytes` on disk, and `answering_bytes`: the same without the optional entity tower."""
     source = _source(bundle)
-    files = [bundle] if bundle.is_file() else [path for path in bundle.rglob("*") if path.is_file()]
-    total = sum(path.stat().st_size for path in files)
+    total = bundle.stat().st_size if bundle.is_file() else folder_bytes(bundle)
     tower = sum(source.size(name) or 0 for name in manifest["files"] if name.startswith(f"{ENTITY}/"))
     return {"bundle_bytes": total, "answering_bytes": total - tower}
 

@@ -20,7 +20,7 @@ import click
 
 from pmd.benchmarks.errors import BenchError, MeasureError
 from pmd.benchmarks.machine import fingerprint, version_of
-from pmd.benchmarks.probe import run_python
+from pmd.benchmarks.probe import run_python, told
 from pmd.serving.command import HELP, Command, emit, show_progress
 from pmd.serving.cores import default_threads
 from pmd.serving.storage import write_atomic
@@ -128,10 +128,7 @@ def _export(
 
 def _ask(kind: str, asked: dict[str, Any], timeout: float) -> Any:
     """One measurement in a process of its own. Raises BenchError for a mistake in what was asked."""
-    answer = json.loads(run_python(CHILD, kind, json.dumps(asked), timeout=timeout).splitlines()[-1])
-    if "error" in answer:
-        raise BenchError(answer["error"])
-    return answer["found"]
+    return told(run_python(CHILD, kind, json.dumps(asked), timeout=timeout))
 
 
 def _tables(report: dict[str, Any]) -> list[str]:

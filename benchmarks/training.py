@@ -19,7 +19,7 @@ import click
 from pmd.benchmarks.errors import BenchError
 from pmd.benchmarks.loops.wanted import CASES, LOOPS, Wanted
 from pmd.benchmarks.machine import fingerprint, version_of
-from pmd.benchmarks.probe import run_python
+from pmd.benchmarks.probe import run_python, told
 from pmd.benchmarks.training_curve import figure
 from pmd.benchmarks.training_table import case_table, curve_table, making_table
 from pmd.serving.command import HELP, Command, emit, show_progress
@@ -176,11 +176,7 @@ class Bench:
             named = [str(details[key]) for key in ("case_name", "loop_name") if key in details]
             click.echo(f"{time.strftime('%H:%M:%S')} {': '.join([kind, *named])} …", err=True)
         arguments = kind, json.dumps(wanted.as_dict()), json.dumps(details)
-        printed = run_python(CHILD, *arguments, timeout=self.options["timeout"])
-        answer = json.loads(printed.splitlines()[-1])
-        if "error" in answer:
-            raise BenchError(answer["error"])
-        return answer["found"]
+        return told(run_python(CHILD, *arguments, timeout=self.options["timeout"]))
 
     def keep(self) -> None:
         """Write the report as far as it is; parts that this run leaves out stay as they were."""

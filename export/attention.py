@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 
 from pmd.export.graph import CONTRIB
+from pmd.export.lookups import replace
 
 FUSED, HEADS = "Attention", "MultiHeadAttention"
 KEPT = ("num_heads", "mask_filter_value", "scale")
@@ -24,10 +25,7 @@ def opened_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` whose every Attention has its weights in a MatMul before it."""
     opened = copy.deepcopy(model)
     for node in [node for node in opened.graph.node if node.op_type == FUSED]:
-        place = list(opened.graph.node).index(node)
-        opened.graph.node.remove(node)
-        for offset, part in enumerate(_parts(node)):
-            opened.graph.node.insert(place + offset, part)
+        replace(opened.graph, node, _parts(node))
     return opened
 
 

@@ -23,7 +23,7 @@ from pmd.export.parity import Gate, Parity, gate_of
 from pmd.export.precisions import BUILDS, TABLES
 from pmd.export.towers import write_tower
 from pmd.serving.bundle import CARD, ENTITY, QUERY, seal, write_tables
-from pmd.serving.encoder import DYNAMIC_PRECISIONS, TEXTS_PER_RUN, TowerEncoder, open_session
+from pmd.serving.encoder import TowerEncoder, open_session, texts_per_run
 from pmd.serving.errors import BundleError
 from pmd.serving.manifest import SCHEMA, Manifest
 from pmd.serving.ranking import FloatArray
@@ -98,7 +98,7 @@ def _encode(ready: ReadyGrade, making: Making, graph: onnx.ModelProto, texts: Se
         session,
         ready.grade.tokenizer,
         ready.width,
-        texts_per_run=1 if making.precision in DYNAMIC_PRECISIONS else TEXTS_PER_RUN,
+        texts_per_run=texts_per_run(making.precision),
     )
     return encoder(texts)
 
@@ -159,7 +159,7 @@ def _facts(ready: ReadyGrade, making: Making) -> dict[str, Any]:
             "teacher_test_mrr": loaded.run.teacher_test_mrr(),
         },
         "fused": {name: tower.graph.fused for name, tower in ready.towers.items()},
-        "source": {"weights_sha256": loaded.stage.weights_sha256()},
+        "source": {"weights_sha256": loaded.stage.weights_sha256},
         "created_by": (
             f"pmd-kgc {__version__}; torch {torch.__version__}; onnx {onnx.__version__}; "
             f"onnxruntime {onnxruntime.__version__}"

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmd.export.errors import ParityError
+from pmd.export.errors import ParityError, TargetError
 from pmd.export.making import MEASURES, NOTES, PRECISIONS, VECTOR_TYPES, Making, ways
-from pmd.serving.bundle import MANIFEST
 from pmd.serving.command import HELP, Command, emit, show_progress
 from pmd.serving.extras import require
+from pmd.serving.storage import folder_bytes
 
 if TYPE_CHECKING:
     from pmd.export.jobs import Order, Outcome
@@ -133,6 +133,7 @@ def main(
     from pmd.export.auto import Budget
     from pmd.export.jobs import Order, make, search
     from pmd.export.source import Run
+    from pmd.export.target import check_target
     from pmd.run import latest_run
 
     started = time.monotonic()
@@ -150,7 +151,7 @@ def main(
         raise click.UsageError(f"--out names one bundle, this makes {len(stages) * len(makings)}; leave it out")
     orders = [Order.of(source, stage, making, out) for stage in stages for making in makings]
     for order in orders:
-        order.check_target(force)
+        check_target(order.target, force, TargetError, "another --out")
     say = _talker(show_progress(quiet))
     if budget:
         _found(search(source, orders, budget, data, gate, force, say), started)
@@ -175,10 +176,10 @@ def _made(results: Iterable[tuple[Order, Manifest | ParityError]], started: floa
 def _found(outcome: Outcome, started: float) -> None:
     """Tell what a search tried and kept."""
     order, manifest = outcome.kept
-    columns = [(one, "*" if one in outcome.frontier else " ") for one in outcome.tried]
     width = max(len(f"{one.stage} {one.making.suffix}") for one in outcome.tried)
     click.echo(f"  {'way':<{width}}  {'MB':>7}  {'ms':>7}  {'MRR':>6}   (* none is smaller, faster and better)")
-    for one, mark in columns:
+    for one in outcome.tried:
+        mark = "*" if one in outcome.frontier else " "
         found = one.failure or f"{one.size_bytes / 1e6:7.2f}  {one.query_ms:7.2f}  {one.mrr:.4f}"
         click.echo(f"{mark} {f'{one.stage} {one.making.suffix}':<{width}}  {found}")
     tried = [
@@ -237,13 +238,12 @@ def _talker(progress: bool) -> Callable[[str], None]:
 
 
 def _row(target: Path, manifest: Manifest) -> dict[str, Any]:
-    size = sum(entry["bytes"] for entry in manifest["files"].values()) + (target / MANIFEST).stat().st_size
     return {
         "path": str(target),
         "stage": manifest["stage"],
         "grade": manifest["grade"],
         "precision": manifest["precision"],
-        "bytes": size,
+        "bytes": folder_bytes(target),
         "note": NOTES.get(manifest["precision"]),
         "parity": manifest["parity"],
     }

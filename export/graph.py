@@ -18,14 +18,14 @@ import torch
 from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pmd import __version__
 from pmd.export.errors import ExportError
 from pmd.export.quiet import own_logging
 from pmd.export.width import Narrowing
 from pmd.families import token_types
-from pmd.grade import without_pooler
+from pmd.grade import rebuilt_tower
 from pmd.model import unit_length
 
 OPSET = 17  # the first with LayerNormalization, and read by every onnxruntime since 1.13
@@ -176,9 +176,7 @@ def _trace_to(path: Path, module: nn.Module, inputs: tuple[Tensor, ...]) -> None
 
 def _eager(tower: PreTrainedModel) -> PreTrainedModel:
     """A copy whose attention is plain matrix products: the pattern that the fusion looks for."""
-    twin = without_pooler(AutoModel.from_config(copy.deepcopy(tower.config), attn_implementation="eager"))
-    twin.load_state_dict(tower.state_dict())
-    return twin
+    return rebuilt_tower(tower.config, tower.state_dict(), "eager")
 
 
 def _declare_inputs(graph: onnx.GraphProto) -> None:

@@ -17,6 +17,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from pmd.export.errors import HubError, HubFailure
 from pmd.export.hubreasons import in_one_line
 from pmd.export.quiet import own_logging
+from pmd.export.target import check_target
 from pmd.serving.bundle import MANIFEST, Bundle
 from pmd.serving.errors import BundleError
 from pmd.serving.manifest import parse_manifest
@@ -89,7 +90,7 @@ def pull(
     With `replace` it takes the place of a bundle there. Raises HubError; HubFailure also for a bundle that is not
     what its manifest says.
     """
-    _check_target(folder, replace)
+    check_target(folder, replace, HubError, "another folder")
     api = HfApi(endpoint=endpoint)
     with atomic_folder(folder, replace=replace) as partial:
         with in_one_line(repo, api.endpoint, revision), _library(progress):
@@ -129,16 +130,6 @@ def _listed(api: HfApi, repo: str, revision: str | None) -> list[str]:
             return _names(api, repo, str(api.model_info(repo, revision=revision).sha), Path(scratch))
         except HubError:
             return []
-
-
-def _check_target(folder: Path, replace: bool) -> None:
-    """Refuse, before any download, a target that is in the way; only a bundle may be replaced."""
-    if not folder.exists():
-        return
-    if not replace:
-        raise HubError(f"{folder} exists already; replace it with --force, or choose another folder")
-    if not (folder / MANIFEST).is_file():
-        raise HubError(f"{folder} is not a bundle; it will not be replaced: choose another folder")
 
 
 @contextmanager

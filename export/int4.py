@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import onnx
 
 from pmd.export.attention import opened_attention
-from pmd.export.errors import ExportError
 from pmd.export.graph import tidy
-from pmd.export.int8 import float_products
-from pmd.export.lookups import drop_unused, open_lookups, quantise_rows, tables
+from pmd.export.int8 import refuse_float_products
+from pmd.export.lookups import open_lookups, quantise_rows, tables
 from pmd.export.quiet import own_logging
 from pmd.serving.tokenization import TokenTable
 
@@ -35,9 +34,7 @@ def quantise_int4(model: onnx.ModelProto, texts: TokenTable) -> onnx.ModelProto:
         opened, [name for name, table in tables(opened.graph).items() if table.dims[0] >= MIN_WORDS]
     )
     quantise_rows(blocks.graph)
-    drop_unused(blocks.graph)
-    if left := float_products(blocks):
-        raise ExportError(f"{len(left)} products kept float weights after quantisation, the first is {left[0]}")
+    refuse_float_products(blocks)
     return tidy(blocks, ir_version=INT4_IR)
 
 

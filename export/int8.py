@@ -43,17 +43,22 @@ def quantise_int8(model: onnx.ModelProto, texts: TokenTable) -> onnx.ModelProto:
     quantise_rows(balanced.graph)
     integer = _quantise_products(balanced)
     refit(integer.graph, weights)
-    if left := float_products(integer):
-        raise ExportError(f"{len(left)} products kept float weights after quantisation, the first is {left[0]}")
+    refuse_float_products(integer)
     return tidy(integer)
 
 
 def float_products(model: onnx.ModelProto) -> list[str]:
     """Names of the products that multiply by float weights."""
-    floats = {w.name for w in model.graph.initializer if w.data_type == TensorProto.FLOAT and len(w.dims) == 2}
+    floats = set(matrices(model.graph))
     return [
         node.name for node in model.graph.node if node.op_type in (*PRODUCTS, "Gemm") and floats & set(node.input)
     ]
+
+
+def refuse_float_products(model: onnx.ModelProto) -> None:
+    """Raise ExportError if a product of a quantised graph kept its float weights."""
+    if left := float_products(model):
+        raise ExportError(f"{len(left)} products kept float weights after quantisation, the first is {left[0]}")
 
 
 def safe_int8(weights: FloatArray) -> tuple[IntArray, FloatArray]:

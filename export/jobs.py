@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 from pmd.export.auto import Budget, Tried, best, frontier, question_ms
 from pmd.export.bundle import write_bundle
-from pmd.export.errors import ExportError, ParityError, TargetError
+from pmd.export.errors import ExportError, ParityError
 from pmd.export.loading import ReadyGrade, load_stage
 from pmd.export.making import Making
 from pmd.export.source import Run, RunStage
-from pmd.serving.bundle import MANIFEST
 from pmd.serving.manifest import Manifest
-from pmd.serving.storage import atomic_folder
+from pmd.serving.storage import atomic_folder, folder_bytes
 
 Say = Callable[[str], None]
 
@@ -34,15 +33,6 @@ class Order(NamedTuple):
         """With the target asked for, or the usual name below bundles/."""
         name = f"{run.ladder['dataset']}-{run.ladder['method']}-{stage.label}-{making.suffix}"
         return cls(stage, making, out or Path("bundles") / name)
-
-    def check_target(self, force: bool) -> None:
-        """Raise TargetError, before any work, if the target is in the way; only a bundle may be replaced."""
-        if not self.target.exists():
-            return
-        if not force:
-            raise TargetError(f"{self.target} exists already; replace it with --force, or choose another --out")
-        if not (self.target / MANIFEST).is_file():
-            raise TargetError(f"{self.target} is not a bundle; it will not be replaced: choose another --out")
 
 
 def make(
@@ -113,11 +103,8 @@ def _try(ready: ReadyGrade, order: Order, folder: Path, gate: Mapping[str, float
     except ExportError as error:
         failure = str(error).removesuffix(f"; see {folder}.parity.json")  # which does not outlive the search
         return Tried(stage, order.making, folder, 0, 0.0, 0.0, failure), {}
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    parity = manifest["parity"]
-    return Tried(
-        stage, order.making, folder, size, question_ms(folder, parity["split"]), parity["mrr_bundle"]
-    ), manifest
+    split, mrr = manifest["parity"]["split"], manifest["parity"]["mrr_bundle"]
+    return Tried(stage, order.making, folder, folder_bytes(folder), question_ms(folder, split), mrr), manifest
 
 
 def _readied(run: Run, orders: Sequence[Order], data: str | None, say: Say) -> Iterator[tuple[Order, ReadyGrade]]:

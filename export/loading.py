@@ -19,7 +19,7 @@ from pmd.grade import Grade, load_grade
 from pmd.graph import KnowledgeGraph
 from pmd.model import BiEncoder, encode_table
 from pmd.serving.bundle import ENTITY, QUERY
-from pmd.serving.known import TRAIN, VALID, KnownAnswers
+from pmd.serving.known import TRAIN, VALID, IntArray, KnownAnswers
 from pmd.serving.ranking import FloatArray
 from pmd.serving.texts import TextBuilder
 from pmd.serving.tokenization import Text, TextTokenizer, TokenTable
@@ -51,10 +51,15 @@ class LoadedGrade:
         """The towers as graphs, with all of the vocabulary and of the width or less."""
         return ReadyGrade(self, trim_vocabulary, width)
 
-    @property
+    @cached_property
     def builder(self) -> TextBuilder:
         """The wording of the graph's texts."""
         return self.graph.texts(self.grade.info.templates)
+
+    @cached_property
+    def pieces(self) -> IntArray:
+        """Ids of the pieces that a trimmed vocabulary keeps, int64, rising. Raises ExportError if it cannot be."""
+        return used_pieces(self.grade.tokenizer_json, graph_texts(self.builder))
 
     @cached_property
     def texts(self) -> dict[str, Sequence[Text]]:
@@ -94,7 +99,7 @@ class ReadyGrade:
     def grade(self) -> Grade:
         """The grade that the graphs are made of: positions, and the vocabulary if asked, cut to what is read."""
         whole = self.loaded.grade
-        kept = used_pieces(whole.tokenizer_json, graph_texts(self.loaded.builder)) if self.trim_vocabulary else None
+        kept = self.loaded.pieces if self.trim_vocabulary else None
         query, entity = (
             shrunk_tower(tower, whole.info.max_tokens, kept) for tower in (whole.model.query, whole.model.entity)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class RunStage:
         """Layers."""
         return int(self.facts["grade"])
 
+    @cached_property
     def weights_sha256(self) -> str:
         """What the stage's weights hash to, so that a bundle can be traced to them."""
         return sha256_of(self.folder / WEIGHTS)

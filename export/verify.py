@@ -141,7 +141,7 @@ def _source(bundle: Bundle, run: Run) -> Check:
     stages = [stage for stage in (run.teacher, *run.students.values()) if stage and stage.label == label]
     if not stages:
         return Check("source", False, f"{run.root} has no {label}")
-    holds = stages[0].weights_sha256() == wanted
+    holds = stages[0].weights_sha256 == wanted
     return Check(
         "source",
         holds,

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pmd.export.errors import ExportError
 from pmd.export.towers import SPECIAL
 from pmd.families import first_position
-from pmd.grade import without_pooler
+from pmd.grade import rebuilt_tower
 from pmd.serving.known import IntArray
 from pmd.serving.texts import TextBuilder
 from pmd.serving.tokenization import TextTokenizer
@@ -116,9 +116,7 @@ def shrunk_tower(tower: PreTrainedModel, max_tokens: int, kept: IntArray | None 
         _keep_rows(state, _name_of(tower, positions), torch.arange(rows))
         config.max_position_embeddings = rows
         state.pop("embeddings.position_ids", None)  # a buffer that counts up to the table's length
-    twin = without_pooler(AutoModel.from_config(config, attn_implementation=tower.config._attn_implementation))
-    twin.load_state_dict(state)
-    return twin.eval()
+    return rebuilt_tower(config, state, tower.config._attn_implementation)
 
 
 def _keep_rows(state: dict[str, torch.Tensor], module: str, rows: torch.Tensor) -> None:

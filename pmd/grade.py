@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from pmd.errors import EncoderError, GradeError
@@ -93,17 +95,22 @@ def empty_model(encoder_config: dict[str, Any], sharing: str = "none") -> BiEnco
     try:
         settings = dict(encoder_config)
         config = as_plain_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
-        towers = [without_pooler(_random_tower(config)) for _ in range(2)]
+        towers = [without_pooler(_random_tower(config, attention_of(config))) for _ in range(2)]
     except BUILD_ERRORS as error:
         reason = " ".join(str(error).split())
         raise GradeError(f"encoder_config describes no known architecture: {reason}") from error
     return share_towers(BiEncoder(towers[0], towers[1], temperature=0.05), sharing)
 
 
-def _random_tower(config: PretrainedConfig) -> PreTrainedModel:
-    return AutoModel.from_config(
-        copy.deepcopy(config), attn_implementation=attention_of(config), trust_remote_code=False
-    )
+def rebuilt_tower(config: PretrainedConfig, state: Mapping[str, Tensor], attention: str) -> PreTrainedModel:
+    """A tower of a configuration and of tensors by name, in eval mode. attention: transformers' name of a kind."""
+    tower = without_pooler(_random_tower(config, attention))
+    tower.load_state_dict(state)
+    return tower.eval()
+
+
+def _random_tower(config: PretrainedConfig, attention: str) -> PreTrainedModel:
+    return AutoModel.from_config(copy.deepcopy(config), attn_implementation=attention, trust_remote_code=False)
 
 
 def check_survives_saving(model: BiEncoder) -> None:

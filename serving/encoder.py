@@ -60,6 +60,11 @@ def open_session(
     return session
 
 
+def texts_per_run(precision: str) -> int:
+    """How many texts a graph of this precision may read at once: a dynamic one takes its scales from the batch."""
+    return 1 if precision in DYNAMIC_PRECISIONS else TEXTS_PER_RUN
+
+
 class TowerEncoder:
     """Texts to vectors through one tower; safe to share between threads.
 
@@ -106,13 +111,12 @@ class TowerEncoder:
     ) -> TowerEncoder:
         """The encoder of a bundle's query or entity tower. Raises as `open_session`, and BundleError."""
         tokenizer = bundle.tokenizer(tower)
-        dynamic = bundle.manifest["precision"] in DYNAMIC_PRECISIONS
         try:
             return cls(
                 open_session(bundle.model(tower), provider=provider, threads=threads),
                 tokenizer,
                 bundle.manifest["width"],
-                texts_per_run=1 if dynamic else TEXTS_PER_RUN,
+                texts_per_run=texts_per_run(bundle.manifest["precision"]),
                 cached_texts=cached_texts,
             )
         except BundleError as error:

@@ -66,6 +66,11 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise
 
 
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with open(path, "rb") as file:

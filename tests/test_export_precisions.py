@@ -15,9 +15,9 @@ from transformers import AutoModel
 from pmd.export import static
 from pmd.export.attention import opened_attention
 from pmd.export.graph import CONTRIB, HIDDEN, VECTOR, count_ops, export_tower, graph_bytes
-from pmd.export.half import float_weights, to_half
+from pmd.export.half import to_half
 from pmd.export.int4 import BLOCK, MIN_WORDS, quantise_int4
-from pmd.export.int8 import float_products
+from pmd.export.int8 import float_products, matrices
 from pmd.export.making import PRECISIONS
 from pmd.export.parity import GATES
 from pmd.export.precisions import BUILDS
@@ -120,8 +120,8 @@ def test_opened_attention_gives_the_same(fused, padding):
 
 
 def test_half_the_file(fused, graphs):
-    assert float_weights(fused)
-    assert float_weights(graphs["fp16"]) == []
+    assert matrices(fused.graph)
+    assert matrices(graphs["fp16"].graph) == {}
     sizes = [
         sum(numpy_helper.to_array(w).nbytes for w in graphs[name].graph.initializer) for name in ("fp16", "fp32")
     ]

@@ -8,20 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from pmd.benchmarks.loops.wanted import Wanted
-from pmd.serving.errors import PmdError
+from pmd.benchmarks.probe import tell
 
 
 def answer() -> None:
-    """Run the measurement that the arguments name: kind, setting and details as JSON. Prints one line of JSON.
-
-    A user's mistake is an answer too, {"error": …}, so that the command can tell it as its own.
-    """
+    """Run the measurement that the arguments name: kind, setting and details as JSON. Prints one line of JSON."""
     kind, setting, details = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-    try:
-        found: dict[str, Any] = {"found": _measurements()[kind](Wanted(**setting), **details)}
-    except PmdError as error:
-        found = {"error": str(error)}
-    sys.stdout.write(json.dumps(found, allow_nan=False) + "\n")
+    tell(lambda: _measurements()[kind](Wanted(**setting), **details))
 
 
 def _measurements() -> dict[str, Callable[..., Any]]:

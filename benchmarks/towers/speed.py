@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, PreTrainedModel
 
 from pmd.benchmarks.latency import summary_ms
-from pmd.grade import load_grade, without_pooler
+from pmd.grade import load_grade, rebuilt_tower
 from pmd.model import unit_length
 from pmd.serving.bundle import MODEL, QUERY
 from pmd.serving.encoder import OUTPUT, open_session
@@ -51,7 +50,8 @@ def measure_speed(stage: str, bundles: Mapping[str, str], tokens: int, laps: int
 
 
 def _torch(stage: Path, attention: str, inputs: Mapping[str, np.ndarray]) -> Callable[[], np.ndarray]:
-    tower = _with_attention(load_grade(stage).model.query, attention)
+    query = load_grade(stage).model.query
+    tower = rebuilt_tower(query.config, query.state_dict(), attention)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
 
     def encode() -> np.ndarray:
@@ -59,12 +59,6 @@ def _torch(stage: Path, attention: str, inputs: Mapping[str, np.ndarray]) -> Cal
             return np.asarray(unit_length(tower(**tensors).last_hidden_state.sum(dim=1)).numpy()[0])
 
     return encode
-
-
-def _with_attention(tower: PreTrainedModel, attention: str) -> PreTrainedModel:
-    twin = without_pooler(AutoModel.from_config(tower.config, attn_implementation=attention))
-    twin.load_state_dict(tower.state_dict())
-    return twin.eval()
 
 
 def _onnx(bundle: Path, inputs: Mapping[str, np.ndarray], threads: int) -> Callable[[], np.ndarray]:
