@@ -1,17 +1,20 @@
-"""What a question comes with and what comes back: how it is meant, its checks, and its best answers."""
+"""What a question comes with and what comes back: how it is meant, its checks, and what is wanted for it."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from pmd.serving.errors import QueryError
-from pmd.serving.ranking import FloatArray
-from pmd.serving.snapshot import Question, Snapshot
-from pmd.serving.vectors import top_k
+from pmd.serving.known import IntArray
+from pmd.serving.search import Found, Wish
+from pmd.serving.snapshot import NONE, Question, Snapshot
+
+Among: TypeAlias = Collection[str] | Callable[[str], bool]
+"""Who may be an answer: ids or names, or a predicate that is asked about every id."""
 
 
 class Prediction(NamedTuple):
@@ -23,22 +26,47 @@ class Prediction(NamedTuple):
 
 
 class How(NamedTuple):
-    """How a question is meant."""
+    """How a question is meant. hops and weight: of re-ranking, 0 without."""
 
     inverse: bool
     is_text: bool
     exclude_known: bool
-    reranked: bool
+    hops: int = 0
+    weight: float = 0.0
 
 
-def best_answers(
-    state: Snapshot, question: Question, scores: FloatArray, k: int, exclude_known: bool
-) -> list[Prediction]:
-    """The `k` best answers by scores, (E,), which are changed: known answers become -inf where excluded."""
-    if exclude_known and question.head is not None:
-        scores[state.tables.known.answers_of(question.head, question.relation)] = -np.inf
-    rows = state.tables.entities
-    return [Prediction(rows[index].id, rows[index].name, float(scores[index])) for index in top_k(scores, k)]
+def wish_of(state: Snapshot, question: Question, k: int, how: How, allowed: IntArray | None) -> Wish:
+    """What to search for."""
+    return Wish(
+        k,
+        excluded=state.known_answers(question) if how.exclude_known else None,
+        allowed=allowed,
+        nearer=state.within(question, how.hops) if how.hops else None,
+        weight=how.weight,
+    )
+
+
+def predictions(state: Snapshot, found: Found) -> list[Prediction]:
+    """What was found, by id and name."""
+    rows = state.rows
+    return [
+        Prediction(rows[index].id, rows[index].name, score)
+        for index, score in zip(found[0].tolist(), found[1].tolist(), strict=True)
+    ]
+
+
+def allowed_of(state: Snapshot, among: Among | None) -> IntArray | None:
+    """Indices of the entities that may be answers, rising; None for all. Raises UnknownEntity, QueryError."""
+    if among is None:
+        return None
+    if callable(among):
+        gone = set(state.fresh.gone.tolist())
+        chosen = [index for index, row in enumerate(state.rows) if among(row.id) and index not in gone]
+    elif isinstance(among, Collection) and not isinstance(among, str | bytes):
+        chosen = [state.entities.find(key) for key in among]
+    else:
+        raise QueryError(f"among is a list of ids, or a function of an id, got {type(among).__name__}")
+    return np.unique(np.array(chosen, dtype=np.int64)) if chosen else NONE
 
 
 def paired(keys: str | Sequence[str], relations: str | Sequence[str]) -> list[tuple[str, str]]:

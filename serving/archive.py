@@ -192,22 +192,22 @@ def is_safe_name(name: str) -> bool:
 def npy_array(data: ByteArray, what: str) -> NDArray[Any]:
     """The array of a `.npy` file's bytes, sharing their memory (read-only). `what` names it in messages.
 
-    Only C-ordered plain numbers are read. Raises BundleError if header and data do not agree to the byte.
+    Only plain numbers are read. Raises BundleError if header and data do not agree to the byte.
     """
     if len(data) < 10 or data[:6].tobytes() != b"\x93NUMPY" or data[6] not in (1, 2):
         raise BundleError(f"{what} is not a numpy file of version 1 or 2")
     width = 2 if data[6] == 1 else 4
     start = 8 + width + int.from_bytes(data[8 : 8 + width].tobytes(), "little")
     header = NPY_HEADER.fullmatch(data[8 + width : min(start, 4096)].tobytes())
-    if header is None or header[2] == b"True":
-        raise BundleError(f"{what} is not a C-ordered array of plain numbers; it was not read")
+    if header is None:
+        raise BundleError(f"{what} is not an array of plain numbers; it was not read")
     dtype = np.dtype(header[1].decode())
     shape = tuple(int(size) for size in header[3].split(b",") if size.strip())
     if len(data) - start != math.prod(shape) * dtype.itemsize:
         raise BundleError(
             f"{what} holds {len(data) - start} bytes, its header says {shape} {dtype}; damaged or cut"
         )
-    return data[start:].view(dtype).reshape(shape)
+    return data[start:].view(dtype).reshape(shape, order="F" if header[2] == b"True" else "C")
 
 
 def npz_arrays(data: ByteArray, what: str, *names: str) -> list[NDArray[Any]]:

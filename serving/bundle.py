@@ -69,12 +69,17 @@ class Bundle:
         if verify:
             for name in bundle.files():
                 bundle.read_verified(name)
+            _check_lengths(bundle.tables, path)
         return bundle
 
     @property
     def templates(self) -> Templates:
         """How texts are worded."""
         return templates_of(self.manifest, f"{self.path}: {MANIFEST}")
+
+    def manifest_bytes(self) -> bytes:
+        """The manifest as it stands in the bundle, which its journal knows it by."""
+        return self.source.mapped(MANIFEST).tobytes()
 
     def files(self) -> list[str]:
         """Every file of the manifest that is there: all of them, or all but a left-out entity tower."""
@@ -114,7 +119,7 @@ def write_tables(folder: Path, tables: Tables) -> None:
     tables.check(str(folder))
     (folder / ENTITIES).write_bytes(format_rows(tables.entities, ENTITIES))
     (folder / RELATIONS).write_bytes(format_rows(tables.relations, RELATIONS))
-    np.save(folder / VECTORS, np.ascontiguousarray(tables.vectors.values))
+    np.save(folder / VECTORS, tables.vectors.columns.T)  # a dimension after the other: see pmd.serving.vectors
     if tables.vectors.scales is not None:
         np.save(folder / SCALES, tables.vectors.scales)
     np.savez(folder / KNOWN, **{name: getattr(tables.known, name) for name in KNOWN_ARRAYS})
@@ -200,6 +205,15 @@ def _read_tables(source: Source, manifest: Manifest, path: Path) -> Tables:
             f"{path}: {VECTORS} is {tables.vectors.width} wide, the manifest says {manifest['width']}"
         )
     return tables
+
+
+def _check_lengths(tables: Tables, path: Path) -> None:
+    longer = tables.vectors.longer()
+    if len(longer):
+        raise BundleError(
+            f"{path}: {VECTORS}: the vector of {tables.entities[longer[0]].id!r} is longer than 1 "
+            f"(and those of {len(longer) - 1} more); scores are cosines of unit vectors"
+        )
 
 
 def _read_vectors(source: Source, manifest: Manifest, path: Path) -> VectorTable:

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 CPU_PROVIDER = "CPUExecutionProvider"
+PROVIDERS = {
+    "cpu": CPU_PROVIDER,
+    "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+"""Short names; onnxruntime's own are understood as well."""
 OUTPUT = "sentence_embedding"
 INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 TEXTS_PER_RUN = 32
@@ -32,7 +40,9 @@ DYNAMIC_PRECISIONS = ("int8",)
 def open_session(
     model: bytes | str | Path, *, provider: str = CPU_PROVIDER, threads: int | None = None
 ) -> InferenceSession:
-    """An onnxruntime session on exactly the asked provider. threads: default as `cores.default_threads`.
+    """An onnxruntime session on exactly the asked provider, by short name or onnxruntime's.
+
+    threads: default as `cores.default_threads`; XNNPACK has a pool of its own, of the same size.
 
     Raises MissingExtra without onnxruntime, ProviderError if the provider is absent or refuses the model,
     BundleError if the model itself is damaged.
@@ -41,8 +51,10 @@ def open_session(
     import onnxruntime  # here, not above: importing pmd.serving must work without it
 
     available = onnxruntime.get_available_providers()
+    provider = PROVIDERS.get(provider, provider)
     if provider not in available:
-        raise ProviderError(f"{provider} is not in this onnxruntime, which has {', '.join(available)}")
+        has = ", ".join(short for short, name in PROVIDERS.items() if name in available)
+        raise ProviderError(f"{provider} is not in this onnxruntime, which has {has}; ask for one of those")
     threads = default_threads() if threads is None else threads
     if threads < 1:
         raise QueryError(f"threads must be 1 or more, got {threads}")
@@ -51,7 +63,8 @@ def open_session(
     options.inter_op_num_threads = 1
     source = model if isinstance(model, bytes) else str(model)
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=[provider])
+        own = {"intra_op_num_threads": str(threads)} if provider == PROVIDERS["xnnpack"] else {}
+        session = onnxruntime.InferenceSession(source, options, providers=[(provider, own)])
     except Exception as error:  # onnxruntime's errors have no base class below Exception
         kind = BundleError if provider == CPU_PROVIDER else ProviderError
         raise kind(f"onnxruntime cannot open the model with {provider}: {_first_line(error)}") from error
@@ -127,18 +140,36 @@ class TowerEncoder:
 
         Raises BundleError if the graph fails or gives another shape.
         """
+        if len(texts) == 1:
+            return self._one(texts[0])[None]
         distinct = list(dict.fromkeys(texts))
         vectors = self._cache.get(distinct)
         fresh = [text for text in distinct if text not in vectors]
-        table = self._tokenizer(fresh)
-        order = np.argsort(table.lengths, kind="stable")
-        for first in range(0, len(fresh), self._texts_per_run):
-            index = order[first : first + self._texts_per_run]
-            inputs = table.take(index).padded(self._tokenizer.pad_id)
-            for row, vector in zip(index, self._run(inputs), strict=True):
-                vectors[fresh[row]] = vector
+        if self._texts_per_run == 1:
+            vectors |= {text: self._run(self._tokenizer.single(text))[0] for text in fresh}
+        else:
+            vectors |= self._batches(fresh)
         self._cache.put(fresh, vectors)
         return np.array([vectors[text] for text in texts], dtype=np.float32).reshape(len(texts), self.width)
+
+    def _one(self, text: Text) -> FloatArray:
+        """The way of a single question, which most are: nothing to sort, pad or gather."""
+        vectors = self._cache.get([text])
+        if text not in vectors:
+            vectors = {text: self._run(self._tokenizer.single(text))[0]}
+            self._cache.put([text], vectors)
+        return vectors[text]
+
+    def _batches(self, texts: Sequence[Text]) -> dict[Text, FloatArray]:
+        """Vectors of distinct texts, encoded with others of like length."""
+        table = self._tokenizer(texts)
+        order = np.argsort(table.lengths, kind="stable")
+        vectors: dict[Text, FloatArray] = {}
+        for first in range(0, len(texts), self._texts_per_run):
+            index = order[first : first + self._texts_per_run]
+            inputs = table.take(index).padded(self._tokenizer.pad_id)
+            vectors |= {texts[row]: vector for row, vector in zip(index, self._run(inputs), strict=True)}
+        return vectors
 
     def _run(self, inputs: dict[str, IntArray]) -> FloatArray:
         try:

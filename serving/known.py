@@ -96,10 +96,14 @@ class KnownAnswers:
         return np.stack([head, relation, self.answers[keep].astype(np.int64)], axis=1)
 
     def spans(self, heads: IntArray, relations: IntArray) -> tuple[IntArray, IntArray]:
-        """Start and end in `answers` of each query's answers; equal where a query has none. (Q,), (Q,)."""
-        wanted = np.asarray(relations, np.int64) * self.num_entities + np.asarray(heads, np.int64)
+        """Start and end in `answers` of each query's answers; equal where a query has none. (Q,), (Q,).
+
+        Nothing is known of a head that came after these answers, with an index from E on.
+        """
+        heads = np.asarray(heads, np.int64)
+        wanted = np.asarray(relations, np.int64) * self.num_entities + heads
         row = np.searchsorted(self.keys, wanted)
-        found = row < len(self.keys)
+        found = (row < len(self.keys)) & (heads < self.num_entities)
         found[found] = self.keys[row[found]] == wanted[found]
         row = np.where(found, row, 0)
         if not len(self.keys):

@@ -114,10 +114,11 @@ def _check_rerank(rerank: dict[str, Any] | None, what: str) -> None:
 
 
 def _check_changes(changes: object, what: str) -> None:
-    """`changes` is optional: how many entities were added and removed since the export."""
-    if not isinstance(changes, dict) or not all(_is_a(changes.get(key, 0), (int,)) for key in ("added", "removed")):
+    """`changes` is optional: how many entities were added, removed and updated since the export."""
+    names = ("added", "removed", "updated")
+    if not isinstance(changes, dict) or not all(_is_a(changes.get(key, 0), (int,)) for key in names):
         raise BundleError(
-            f"{what}: changes must hold the numbers 'added' and 'removed', found {str(changes)[:60]!r}"
+            f"{what}: changes must hold the numbers 'added', 'removed' and 'updated', found {str(changes)[:60]!r}"
         )
 
 

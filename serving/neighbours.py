@@ -49,12 +49,19 @@ class NeighbourGraph:
         return len(self.offsets) - 1
 
     def neighbours(self, entity: int) -> IntArray:
-        """Direct neighbours of one entity, int32, rising."""
+        """Direct neighbours of one entity, int32, rising; none for an entity that came after the graph."""
+        if entity >= self.num_entities:
+            return self.targets[:0]
         return self.targets[self.offsets[entity] : self.offsets[entity + 1]]
 
-    def within(self, entity: int, hops: int) -> IntArray:
-        """Entities at most `hops` edges away, the entity itself left out, int32, rising."""
+    def within(self, entity: int, hops: int, *, without: IntArray | None = None) -> IntArray:
+        """Entities at most `hops` edges away, the entity itself left out, int32, rising.
+
+        without: entities that are neither reached nor passed through.
+        """
         seen = np.zeros(self.num_entities, dtype=bool)
+        barred = np.zeros(0, np.int64) if without is None else without[without < self.num_entities]
+        seen[barred] = True
         seen[entity] = True
         frontier = np.array([entity], dtype=np.int64)
         for _ in range(hops):
@@ -64,6 +71,7 @@ class NeighbourGraph:
             frontier = reached[~seen[reached]].astype(np.int64)
             seen[frontier] = True
         seen[entity] = False
+        seen[barred] = False
         return np.flatnonzero(seen).astype(np.int32)
 
 

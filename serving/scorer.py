@@ -3,7 +3,8 @@
     scorer = Scorer.load("bundles/umls-pmd-grade-3-int8")
     scorer.top_tails("acquired_abnormality", "affects", k=10)
 
-A question runs top_tails -> encoder -> onnxruntime, and its vector meets the table of entity vectors here.
+A question runs top_tails -> encoder -> onnxruntime, and its vector meets the table of entity vectors in
+`pmd.serving.search`, in onnxruntime again.
 """
 
 from __future__ import annotations
@@ -12,22 +13,21 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 
-from pmd.serving.answers import How, Prediction, best_answers, checked_k, paired
+from pmd.serving.answers import Among, How, Prediction, allowed_of, checked_k, paired, predictions, wish_of
 from pmd.serving.bundle import ENTITY, QUERY, Bundle
-from pmd.serving.encoder import CPU_PROVIDER, TowerEncoder
+from pmd.serving.encoder import TowerEncoder
 from pmd.serving.errors import QueryError
+from pmd.serving.explain import Explanation, explain
 from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
+from pmd.serving.live import LiveGraph
 from pmd.serving.neighbours import reranked as with_neighbours
 from pmd.serving.ranking import FloatArray, Metrics, ScoreQueries, evaluate
-from pmd.serving.saving import save_bundle
 from pmd.serving.snapshot import Snapshot, checked_text
 from pmd.serving.tables import EntityRow
-
-QUESTIONS_AT_ONCE = 64  # 64 x 41,000 float32 scores are 10 MB
 
 Triples: TypeAlias = Sequence[tuple[str, str, str]]
 
@@ -35,19 +35,26 @@ Triples: TypeAlias = Sequence[tuple[str, str, str]]
 class Scorer:
     """Answers link-prediction questions from a bundle; safe to share between threads.
 
-    Entities and relations are named by id, or by name (text) where only one has it. `add_entity` and
-    `remove_entity` swap in a new snapshot of the graph: a call that is running goes on with the one it started on.
+    Entities and relations are named by id, or by name (text) where only one has it. The graph can change:
+    `add_entity`, `update_entity` and `remove_entity` each show a new snapshot of it, whole, to the calls that begin
+    afterwards; a call that is running goes on with the one it started on.
     """
 
-    def __init__(self, bundle: Bundle, encoder: TowerEncoder, *, threads: int | None, provider: str) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        encoder: TowerEncoder,
+        *,
+        threads: int | None,
+        provider: str,
+        journal: str | Path | None = None,
+    ) -> None:
         """Use `load`; this is for those who bring their own encoder."""
         self.bundle = bundle
         self._encoder, self._threads, self._provider = encoder, threads, provider
         self._entity_encoder: TowerEncoder | None = None
-        self._change = threading.Lock()
-        done = bundle.manifest.get("changes", {})
-        changes = (int(done.get("added", 0)), int(done.get("removed", 0)))
-        self._snapshot = Snapshot.of(bundle.tables, bundle.templates, changes)
+        self._entity_tower = threading.Lock()
+        self._graph = LiveGraph(bundle, threads=threads, journal=None if journal is None else Path(journal))
 
     @classmethod
     def load(
@@ -55,54 +62,67 @@ class Scorer:
         path: str | Path,
         *,
         threads: int | None = None,
-        provider: str = CPU_PROVIDER,
+        provider: str = "cpu",
         verify: bool = False,
         cached_queries: int = 0,
+        journal: str | Path | None = None,
     ) -> Scorer:
         """Open a bundle, folder or zip.
 
-        threads: of the graph; by default the cores this process may use. verify: check every file's sha256.
-        cached_queries: vectors of recent questions to keep; none by default, so that timings are honest.
-        Raises BundleError, ProviderError, MissingExtra.
+        threads: of the graph and the search; by default the cores this process may use. provider: what runs the
+        graph: cpu, cuda, openvino, coreml or xnnpack, as far as onnxruntime has it; never another than asked.
+        verify: check every file's sha256, and that vectors are of unit length. cached_queries: vectors of recent
+        questions to keep; none by default, so that timings are honest. journal: a file that keeps every change of
+        the graph from the moment the call that made it returns; changes that it already holds are made again.
+        Raises BundleError, ProviderError, MissingExtra, JournalError.
         """
         bundle = Bundle.open(path, verify=verify)
         encoder = TowerEncoder.load(
             bundle, QUERY, provider=provider, threads=threads, cached_texts=max(0, cached_queries)
         )
-        return cls(bundle, encoder, threads=threads, provider=provider)
+        return cls(bundle, encoder, threads=threads, provider=provider, journal=journal)
+
+    def close(self) -> None:
+        """Let go of the journal, if there is one; questions are still answered, changes no longer made."""
+        self._graph.close()
 
     # ---- what it knows --------------------------------------------------------------------------------------
 
     @property
     def num_entities(self) -> int:
         """E."""
-        return len(self.entity_ids)
+        return self._graph.snapshot.num_entities
 
     @property
     def num_relations(self) -> int:
         """R; directed relations are 0 to 2R - 1."""
-        return len(self.relation_ids)
+        return len(self._graph.snapshot.tables.relations)
 
     @property
     def entity_ids(self) -> tuple[str, ...]:
         """Entity ids in the order of their indices."""
-        return self._snapshot.entities.ids
+        return self._graph.snapshot.ids
 
     @property
     def relation_ids(self) -> tuple[str, ...]:
         """Relation ids in the order of their indices."""
-        return self._snapshot.relations.ids
+        return tuple(row.id for row in self._graph.snapshot.tables.relations)
 
     @property
     def known(self) -> KnownAnswers:
         """Known answers of all splits."""
-        return self._snapshot.tables.known
+        return self._graph.snapshot.compacted.tables.known
+
+    @property
+    def search(self) -> str:
+        """How entities are searched on this machine, in words; the answers are the same in every way."""
+        return self._graph.now[1].about
 
     def find_entity(self, key: str) -> str | None:
         """The id of the entity with this id, or this name if only one has it; None otherwise."""
-        entities = self._snapshot.entities
-        index = entities.match(key)
-        return None if index is None else entities.ids[index]
+        state = self._graph.snapshot
+        index = state.entities.match(key)
+        return None if index is None else state.rows[index].id
 
     # ---- questions ------------------------------------------------------------------------------------------
 
@@ -116,6 +136,7 @@ class Scorer:
         head_is_text: bool = ...,
         exclude_known: bool = ...,
         reranked: bool = ...,
+        among: Among | None = ...,
     ) -> list[Prediction]: ...
 
     @overload
@@ -128,6 +149,7 @@ class Scorer:
         head_is_text: bool = ...,
         exclude_known: bool = ...,
         reranked: bool = ...,
+        among: Among | None = ...,
     ) -> list[list[Prediction]]: ...
 
     def top_tails(
@@ -139,17 +161,20 @@ class Scorer:
         head_is_text: bool = False,
         exclude_known: bool = True,
         reranked: bool = False,
+        among: Among | None = None,
     ) -> list[Prediction] | list[list[Prediction]]:
         """The k best tails of (head, relation, ?), best first; equal scores in the order of the entities.
 
         A list of heads gives a list of answers; one relation then serves all, or each head has its own.
         head_is_text: the head is the text of an entity that the graph does not hold. exclude_known: leave out
         tails that the graph already has for this question. reranked: add the manifest's weight to entities within
-        its number of hops from the head (a text has no neighbours). Fewer than k come back where fewer are left.
+        its number of hops from the head (a text has no neighbours). among: the ids or names that alone may be
+        answers, or a function of an id that says so (asked about every entity, so a list made once is faster).
+        Fewer than k come back where fewer are left.
         Raises UnknownEntity, UnknownRelation, QueryError; RankingError if the model gives no finite scores.
         """
-        how = How(inverse=False, is_text=head_is_text, exclude_known=exclude_known, reranked=reranked)
-        return self._top(head, relation, k, how)
+        how = How(False, head_is_text, exclude_known, *self._rerank_settings(reranked))
+        return self._top(head, relation, k, how, among)
 
     @overload
     def top_heads(  # type: ignore[overload-overlap]
@@ -161,6 +186,7 @@ class Scorer:
         tail_is_text: bool = ...,
         exclude_known: bool = ...,
         reranked: bool = ...,
+        among: Among | None = ...,
     ) -> list[Prediction]: ...
 
     @overload
@@ -173,6 +199,7 @@ class Scorer:
         tail_is_text: bool = ...,
         exclude_known: bool = ...,
         reranked: bool = ...,
+        among: Among | None = ...,
     ) -> list[list[Prediction]]: ...
 
     def top_heads(
@@ -184,17 +211,18 @@ class Scorer:
         tail_is_text: bool = False,
         exclude_known: bool = True,
         reranked: bool = False,
+        among: Among | None = None,
     ) -> list[Prediction] | list[list[Prediction]]:
         """The k best heads of (?, relation, tail), best first; everything else as `top_tails`."""
-        how = How(inverse=True, is_text=tail_is_text, exclude_known=exclude_known, reranked=reranked)
-        return self._top(tail, relation, k, how)
+        how = How(True, tail_is_text, exclude_known, *self._rerank_settings(reranked))
+        return self._top(tail, relation, k, how, among)
 
     def score(self, triples: Triples) -> FloatArray:
         """Score of each (head, relation, tail), float32 (N,): what `top_tails` gives that tail, bit for bit.
 
         Raises UnknownEntity, UnknownRelation, QueryError.
         """
-        state = self._snapshot
+        state, search = self._graph.now
         questions, tails = [], []
         for triple in triples:
             if isinstance(triple, str) or not hasattr(triple, "__len__") or len(triple) != 3:
@@ -203,7 +231,33 @@ class Scorer:
             questions.append(state.question(head, relation, inverse=False, is_text=False))
             tails.append(state.entities.find(tail))
         vectors = self._encoder([question.text for question in questions])
-        return state.tables.vectors.pair_scores(vectors, np.array(tails, dtype=np.int64))
+        return search.pair_scores(vectors, np.array(tails, dtype=np.int64), state.fresh)
+
+    def explain(
+        self,
+        head: str,
+        relation: str,
+        tail: str,
+        *,
+        asks: Literal["tail", "head"] = "tail",
+        is_text: bool = False,
+        triples: int = 5,
+    ) -> Explanation:
+        """What (head, relation, tail) rests on, as an answer to the question for its tail, or for its head.
+
+        is_text: the side that is given, not asked for, is the text of an entity that the graph does not hold.
+        triples: how many known triples to show. Costs a few exact passes over the table of vectors.
+        Raises UnknownEntity, UnknownRelation, QueryError.
+        """
+        if asks not in ("tail", "head"):
+            raise QueryError(f"asks is 'tail' or 'head', got {str(asks)[:60]!r}")
+        state = self._graph.snapshot.compacted
+        given, wanted = (head, tail) if asks == "tail" else (tail, head)
+        question = state.question(given, relation, inverse=asks == "head", is_text=is_text)
+        answer = state.entities.find(wanted)
+        scores = state.tables.vectors.scores(self._encoder([question.text]))[0]
+        settings = self.bundle.manifest["rerank"]
+        return explain(state, question, answer, scores, *_hops_and_weight(settings), count=checked_k(triples))
 
     def score_queries(self, heads: IntArray, relations: IntArray) -> FloatArray:
         """Scores of directed queries against every entity, (Q,), (Q,) indices -> float32 (Q, E).
@@ -211,7 +265,7 @@ class Scorer:
         Relations from R on ask for heads: relation r + R of entity t scores every h of (h, r, t). Nothing is
         excluded. Raises QueryError for an index out of range.
         """
-        return self._scores(self._snapshot, heads, relations)
+        return self._scores(self._graph.snapshot.compacted, heads, relations)
 
     def evaluate(self, split: str = "test", *, reranked: bool = False) -> Metrics:
         """Filtered metrics of a split of the bundle's graph, by the rule of `pmd.serving.ranking`.
@@ -219,19 +273,13 @@ class Scorer:
         reranked: with the neighbour re-ranking that the manifest describes. Raises QueryError for an unknown
         split or a bundle without re-ranking, RankingError for an empty split.
         """
-        score, state = self.split_scores(split, reranked=reranked), self._snapshot
+        state = self._graph.snapshot.compacted
+        score = self._split_scores(state, split, reranked)
         return evaluate(score, state.tables.known.triples(SPLIT_NAMES.index(split)), state.tables.known)
 
     def split_scores(self, split: str, *, reranked: bool = False) -> ScoreQueries:
         """The scores that `evaluate` ranks, of the graph as it stands now. Raises QueryError as `evaluate`."""
-        if split not in SPLIT_NAMES:
-            raise QueryError(f"no split {split!r}; a bundle has {', '.join(SPLIT_NAMES)}")
-        state = self._snapshot
-        score: ScoreQueries = partial(self._scores, state)
-        if not reranked:
-            return score
-        hops, weight = self._rerank_settings()
-        return with_neighbours(score, state.tables.graph, hops=hops, weight=weight)
+        return self._split_scores(self._graph.snapshot.compacted, split, reranked)
 
     # ---- changes --------------------------------------------------------------------------------------------
 
@@ -240,70 +288,105 @@ class Scorer:
     ) -> None:
         """Add an entity as a possible answer and question, from its text by the entity tower, or with its vector.
 
-        vector: (D,), any length above 0. Costs a copy of the table of vectors. Raises QueryError if the id is
-        taken, a text is not usable, or there is neither entity tower nor vector.
+        vector: (D,), any length above 0. Raises QueryError if the id is taken, a text is not usable, or there is
+        neither entity tower nor vector; JournalError if the change cannot be kept.
         """
-        row = EntityRow(_checked_id(entity), " ".join(checked_text(name).split()), " ".join(description.split()))
-        if row.description:
-            checked_text(row.description)
-        self._refuse_taken(self._snapshot, entity)  # before the tower is run, and again under the lock
-        unit = self._unit(self._encode_entity(row) if vector is None else vector)
-        with self._change:
-            state = self._snapshot
-            self._refuse_taken(state, entity)
-            added, removed = state.changes
-            tables = state.tables.added(row, unit)
-            self._snapshot = Snapshot.of(tables, state.texts.templates, (added + 1, removed))
+        row = EntityRow(_checked_id(entity), _one_line(name), _one_line(description, may_be_empty=True))
+        _refuse_taken(self._graph.snapshot, entity)  # before the tower is run, and again when it is put in
+        text = self._graph.snapshot.texts.wording(row.name, row.description)
+        unit = self._unit(self._encode_entity(entity, text) if vector is None else vector)
+
+        def make(state: Snapshot) -> tuple[EntityRow, FloatArray]:
+            _refuse_taken(state, entity)
+            return row, unit
+
+        self._graph.put(make)
+
+    def update_entity(
+        self,
+        key: str,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        vector: Sequence[float] | FloatArray | None = None,
+    ) -> None:
+        """Change an entity's name, description or vector; what is not given stays, and so do its triples.
+
+        Without `vector` the entity tower reads the new text. Texts of other entities that name this one show its
+        new name; their vectors stay. Raises as `add_entity`, and UnknownEntity.
+        """
+        new_name = None if name is None else _one_line(name)
+        new_text = None if description is None else _one_line(description, may_be_empty=True)
+        given = None if vector is None else self._unit(vector)
+
+        def make(state: Snapshot) -> tuple[EntityRow, FloatArray]:
+            index = state.entities.find(key)
+            old = state.rows[index]
+            row = EntityRow(
+                old.id,
+                old.name if new_name is None else new_name,
+                old.description if new_text is None else new_text,
+            )
+            if given is not None:
+                return row, given
+            text = state.with_row(row, np.eye(1, self._encoder.width, dtype=np.float32)[0]).texts.entity(index)
+            return row, self._unit(self._encode_entity(old.id, text))
+
+        self._graph.put(make)
 
     def remove_entity(self, entity: str) -> None:
-        """Remove an entity by id, with its known triples; the indices after it move down by one.
+        """Remove an entity by id or unique name, with its known triples; the indices after it move down by one.
 
-        Raises UnknownEntity, and QueryError for the last one.
+        Raises UnknownEntity, QueryError for the last one, JournalError if the change cannot be kept.
         """
-        with self._change:
-            state = self._snapshot
-            index = state.entities.find(entity)
-            if len(state.entities.ids) == 1:
-                raise QueryError(f"{entity!r} is the only entity; a bundle needs at least one")
-            added, removed = state.changes
-            tables = state.tables.removed(index)
-            self._snapshot = Snapshot.of(tables, state.texts.templates, (added, removed + 1))
+        self._graph.remove(entity)
 
     def save(self, path: str | Path, *, replace: bool = False) -> Path:
         """Write the bundle as it stands to a new folder, or to a zip if the name ends in `.zip`; returns the path.
 
         The target is whole or absent whatever happens. Metrics in the manifest stay those of the export; its
-        `changes` count what was added and removed since. Raises StorageError if the path exists, unless `replace`.
+        `changes` count what was changed since, and `journal` which changes of the journal are in it, so that the
+        new bundle can go on with the same journal. Raises StorageError if the path exists, unless `replace`.
         """
-        state = self._snapshot
-        return save_bundle(self.bundle, state.tables, state.changes, Path(path), replace=replace)
+        return self._graph.save(Path(path), replace=replace)
 
     # ---- inside ---------------------------------------------------------------------------------------------
 
     def _top(
-        self, keys: str | Sequence[str], relations: str | Sequence[str], k: int, how: How
+        self,
+        keys: str | Sequence[str],
+        relations: str | Sequence[str],
+        k: int,
+        how: How,
+        among: Among | None,
     ) -> list[Prediction] | list[list[Prediction]]:
-        state, count = self._snapshot, checked_k(k)
-        hops, weight = self._rerank_settings() if how.reranked else (0, 0.0)
+        (state, search), count = self._graph.now, checked_k(k)
         questions = [
             state.question(key, relation, inverse=how.inverse, is_text=how.is_text)
             for key, relation in paired(keys, relations)
         ]
-        answers: list[list[Prediction]] = []
-        for first in range(0, len(questions), QUESTIONS_AT_ONCE):
-            block = questions[first : first + QUESTIONS_AT_ONCE]
-            scores = state.tables.vectors.scores(self._encoder([question.text for question in block]))
-            for question, row in zip(block, scores, strict=True):
-                if hops and question.head is not None:
-                    row[state.tables.graph.within(question.head, hops)] += weight
-                answers.append(best_answers(state, question, row, count, how.exclude_known))
+        allowed = allowed_of(state, among)
+        wishes = [wish_of(state, question, count, how, allowed) for question in questions]
+        vectors = self._encoder([question.text for question in questions])
+        answers = [predictions(state, found) for found in search.best(vectors, wishes, state.changed)]
         return answers[0] if isinstance(keys, str) and isinstance(relations, str) else answers
 
-    def _rerank_settings(self) -> tuple[int, float]:
-        settings = self.bundle.manifest["rerank"]
-        if settings is None:
+    def _rerank_settings(self, wanted: bool) -> tuple[int, float]:
+        """Hops and weight where re-ranking is wanted. Raises QueryError for a bundle without."""
+        if not wanted:
+            return 0, 0.0
+        if self.bundle.manifest["rerank"] is None:
             raise QueryError(f"{self.bundle.path} has no re-ranking settings; ask without reranked")
-        return int(settings["hops"]), float(settings["weight"])
+        return _hops_and_weight(self.bundle.manifest["rerank"])
+
+    def _split_scores(self, state: Snapshot, split: str, reranked: bool) -> ScoreQueries:
+        if split not in SPLIT_NAMES:
+            raise QueryError(f"no split {split!r}; a bundle has {', '.join(SPLIT_NAMES)}")
+        score: ScoreQueries = partial(self._scores, state)
+        if not reranked:
+            return score
+        hops, weight = self._rerank_settings(reranked)
+        return with_neighbours(score, state.tables.graph, hops=hops, weight=weight)
 
     def _scores(self, state: Snapshot, heads: IntArray, relations: IntArray) -> FloatArray:
         heads, relations = (np.asarray(indices) for indices in (heads, relations))
@@ -322,19 +405,18 @@ class Scorer:
         vectors = self._encoder(state.texts.queries(heads.astype(np.int64), relations.astype(np.int64)))
         return state.tables.vectors.scores(vectors)
 
-    def _encode_entity(self, row: EntityRow) -> FloatArray:
-        with self._change:  # opened on first use: most edge devices never add an entity
+    def _encode_entity(self, entity: str, text: str) -> FloatArray:
+        with self._entity_tower:  # opened on first use: most edge devices never add an entity
             if self._entity_encoder is None:
                 if not self.bundle.has_tower(ENTITY):
                     raise QueryError(
-                        f"{self.bundle.path} has no entity tower to read {row.id!r} with; give vector=…, "
+                        f"{self.bundle.path} has no entity tower to read {entity!r} with; give vector=…, "
                         "or export the bundle with its entity tower"
                     )
                 self._entity_encoder = TowerEncoder.load(
                     self.bundle, ENTITY, provider=self._provider, threads=self._threads
                 )
-        vectors = self._entity_encoder([self._snapshot.texts.wording(row.name, row.description)])
-        return vectors.reshape(-1)
+        return self._entity_encoder([text]).reshape(-1)
 
     def _unit(self, vector: Sequence[float] | FloatArray) -> FloatArray:
         try:
@@ -348,10 +430,20 @@ class Scorer:
             )
         return np.asarray(values / length, dtype=np.float32)
 
-    @staticmethod
-    def _refuse_taken(state: Snapshot, entity: str) -> None:
-        if entity in state.entities.ids:
-            raise QueryError(f"entity {entity!r} exists already; remove it first or choose another id")
+
+def _hops_and_weight(settings: dict[str, Any] | None) -> tuple[int, float]:
+    return (int(settings["hops"]), float(settings["weight"])) if settings else (0, 0.0)
+
+
+def _refuse_taken(state: Snapshot, entity: str) -> None:
+    if state.entities.of_id(entity) is not None:
+        raise QueryError(f"entity {entity!r} exists already; remove it first or choose another id")
+
+
+def _one_line(text: str, *, may_be_empty: bool = False) -> str:
+    if may_be_empty and isinstance(text, str) and not text.strip():
+        return ""
+    return " ".join(checked_text(text).split())
 
 
 def _checked_id(entity: str) -> str:

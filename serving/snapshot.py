@@ -1,73 +1,40 @@
 """The graph as it stands between two changes: who is who, and what each question reads.
 
-A `Snapshot` is never changed. A Scorer holds one reference; a reader takes it once and is untouched by whatever
-is added or removed meanwhile.
+A `Snapshot` is never changed. A reader takes one and is untouched by whatever is added, updated or removed
+meanwhile: a change makes a new one, which shares all that is large with the old. Vectors that are new are kept
+beside the table, in `Fresh`; `compacted` puts them into it.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from pmd.serving.errors import QueryError, ServingError, UnknownEntity, UnknownRelation
-from pmd.serving.tables import Tables
+import numpy as np
+
+from pmd.serving.errors import QueryError, UnknownEntity, UnknownRelation
+from pmd.serving.known import IntArray
+from pmd.serving.lookup import Lookup
+from pmd.serving.ranking import FloatArray
+from pmd.serving.search import Fresh
+from pmd.serving.tables import EntityRow, Tables
 from pmd.serving.texts import Templates, TextBuilder
+from pmd.serving.vectors import VectorTable
 
-NEAREST = 3
-POOL = 1000  # names compared in full when none is close: 20 ms, where 80,000 would take seconds
-KEY_CHARACTERS = 100  # difflib is slow on long texts, and a typing mistake shows early
+NONE = np.zeros(0, np.int64)
 
 
-class Lookup:
-    """Ids, and names where they are unique, to indices."""
+class Changes(NamedTuple):
+    """Entities added, removed and updated since the bundle was exported."""
 
-    def __init__(self, ids: Sequence[str], names: Sequence[str], kind: str, unknown: type[ServingError]) -> None:
-        """ids: distinct. kind: what they are, for messages. unknown: the error to raise."""
-        self.ids = tuple(ids)
-        self._by_id = {key: index for index, key in enumerate(ids)}
-        self._by_name: dict[str, list[int]] = {}
-        for index, name in enumerate(names):
-            self._by_name.setdefault(name, []).append(index)
-        self._kind, self._unknown = kind, unknown
+    added: int = 0
+    removed: int = 0
+    updated: int = 0
 
-    def match(self, key: str) -> int | None:
-        """The index of an id, or else of a name that only one has; None without one."""
-        if key in self._by_id:
-            return self._by_id[key]
-        named = self._by_name.get(key, [])
-        return named[0] if len(named) == 1 else None
 
-    def find(self, key: str) -> int:
-        """As `match`; raises the unknown error, which names the bearers of the name or the nearest ids."""
-        if not isinstance(key, str):
-            raise QueryError(f"{self._kind}s are given by id or name, got {type(key).__name__} {str(key)[:60]!r}")
-        index = self.match(key)
-        if index is not None:
-            return index
-        shown = key if len(key) <= KEY_CHARACTERS else key[:KEY_CHARACTERS] + "…"
-        if key in self._by_name:
-            bearers = [self.ids[other] for other in self._by_name[key]]
-            listed = ", ".join(bearers[:10]) + (f" and {len(bearers) - 10} more" if len(bearers) > 10 else "")
-            raise self._unknown(f"{len(bearers)} {self._plural} are named {shown!r}; give an id: {listed}")
-        raise self._unknown(
-            f"no {self._kind} has the id or name {shown!r}; nearest: {', '.join(self._nearest(key))}"
-        )
-
-    @property
-    def _plural(self) -> str:
-        return "entities" if self._kind == "entity" else f"{self._kind}s"
-
-    def _nearest(self, key: str) -> list[str]:
-        key = key[:KEY_CHARACTERS]
-        # Ids and names both: a name without its underscores is the commonest near miss.
-        owners = {name: self.ids[bearers[0]] for name, bearers in self._by_name.items()} | {i: i for i in self.ids}
-        close = difflib.get_close_matches(key, owners, n=2 * NEAREST)
-        if len({owners[name] for name in close}) < NEAREST:
-            some = sorted(owners, key=lambda name: abs(len(name) - len(key)))[:POOL]
-            close += difflib.get_close_matches(key, some, n=2 * NEAREST, cutoff=0.0)
-        return list(dict.fromkeys(owners[name] for name in close))[:NEAREST]
+UNCHANGED = Changes()
 
 
 class Question(NamedTuple):
@@ -78,29 +45,127 @@ class Question(NamedTuple):
     relation: int
 
 
+class Column(Sequence[str]):
+    """One column of rows, without a copy of it."""
+
+    def __init__(self, rows: Sequence[tuple[str, ...]], number: int) -> None:
+        self._rows, self._number = rows, number
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The text in a row, or the texts in a slice of them."""
+        if isinstance(index, slice):
+            return [row[self._number] for row in self._rows[index]]
+        return self._rows[index][self._number]
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """Tables with the lookups and the text builder that belong to them."""
+    """A graph's tables, with what was changed since they were read laid over them.
+
+    Entities have indices: those of the tables first, then those added, in their order. An index is not used again
+    when its entity is removed. rows: one for each index.
+    """
 
     tables: Tables
+    rows: tuple[EntityRow, ...]
     entities: Lookup
     relations: Lookup
     texts: TextBuilder
-    changes: tuple[int, int]
-    """Entities added and removed since the bundle was exported."""
+    fresh: Fresh
+    changes: Changes
 
     @classmethod
-    def of(cls, tables: Tables, templates: Templates, changes: tuple[int, int] = (0, 0)) -> Snapshot:
-        """Build the lookups of tables."""
-        names = [row.name for row in tables.entities]
-        descriptions = [row.description for row in tables.entities]
-        relation_texts = [row.text for row in tables.relations]
+    def of(cls, tables: Tables, templates: Templates, changes: Changes = UNCHANGED) -> Snapshot:
+        """The graph of tables, nothing changed."""
         return cls(
             tables,
-            Lookup([row.id for row in tables.entities], names, "entity", UnknownEntity),
-            Lookup([row.id for row in tables.relations], relation_texts, "relation", UnknownRelation),
-            TextBuilder(names, descriptions, relation_texts, templates, tables.graph, tables.known),
+            tables.entities,
+            Lookup.of(tables.entities, "entity", UnknownEntity),
+            Lookup.of(tables.relations, "relation", UnknownRelation),
+            TextBuilder(
+                Column(tables.entities, 1),
+                Column(tables.entities, 2),
+                [row.text for row in tables.relations],
+                templates,
+                tables.graph,
+                tables.known,
+            ),
+            Fresh(NONE, tables.vectors.take(NONE), NONE, len(tables.entities)),
             changes,
+        )
+
+    @property
+    def num_entities(self) -> int:
+        """Entities that are there."""
+        return len(self.rows) - len(self.fresh.gone)
+
+    @property
+    def changed(self) -> Fresh | None:
+        """What a search must know beside the table, None if nothing was changed."""
+        return self.fresh if self.weight_of_changes else None
+
+    @property
+    def weight_of_changes(self) -> int:
+        """Rows laid over the tables."""
+        return len(self.fresh.slots) + len(self.fresh.gone)
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the entities that are there, in the order of `compacted`."""
+        return tuple(row.id for row in self.compacted.rows)
+
+    @cached_property
+    def compacted(self) -> Snapshot:
+        """The same graph without indices that hold nothing, and with every vector in the table."""
+        if not self.weight_of_changes:
+            return self
+        fresh, base = self.fresh, self.tables
+        live = np.delete(np.arange(fresh.size), fresh.gone)
+        place = np.full(fresh.size, -1)
+        place[live] = np.arange(len(live))
+        old = place[: len(base.entities)]
+        tables = replace(
+            base,
+            entities=tuple(self.rows[index] for index in live),
+            vectors=_merged(base.vectors, fresh).take(live),
+            known=base.known.reindexed(old, len(live)),
+            graph=base.graph.reindexed(old, len(live)),
+        )
+        return Snapshot.of(tables, self.texts.templates, self.changes)
+
+    def with_row(self, row: EntityRow, vector: FloatArray) -> Snapshot:
+        """With an entity added, or with another row and unit vector (D,) for the entity that has its id."""
+        index = self.entities.of_id(row.id)
+        added = index is None
+        slot = len(self.rows) if index is None else index
+        rows = (*self.rows[:slot], row, *self.rows[slot + 1 :])
+        fresh, changes = self.fresh, self.changes
+        kept = fresh.slots != slot
+        slots = np.append(fresh.slots[kept], slot)
+        order = np.argsort(slots)
+        vectors = fresh.vectors.take(np.flatnonzero(kept)).appended(vector).take(order)
+        return replace(
+            self,
+            rows=rows,
+            entities=self.entities.put(rows, slot),
+            texts=replace(self.texts, names=Column(rows, 1), descriptions=Column(rows, 2)),
+            fresh=Fresh(slots[order], vectors, fresh.gone, len(rows)),
+            changes=changes._replace(added=changes.added + added, updated=changes.updated + (not added)),
+        )
+
+    def without(self, index: int) -> Snapshot:
+        """Without the entity at an index and all that is known about it."""
+        gone = np.sort(np.append(self.fresh.gone, index))
+        return replace(
+            self,
+            entities=self.entities.drop(index),
+            texts=replace(self.texts, gone=frozenset(gone.tolist())),
+            fresh=self.fresh._replace(gone=gone),
+            changes=self.changes._replace(removed=self.changes.removed + 1),
         )
 
     def question(self, key: str, relation: str, *, inverse: bool, is_text: bool) -> Question:
@@ -108,11 +173,30 @@ class Snapshot:
 
         Raises UnknownEntity, UnknownRelation, and QueryError for a text that is empty or not text.
         """
-        directed = self.relations.find(relation) + (len(self.relations.ids) if inverse else 0)
+        directed = self.relations.find(relation) + (len(self.tables.relations) if inverse else 0)
         if not is_text:
             head = self.entities.find(key)
             return Question(self.texts.query(head, directed), head, directed)
         return Question((self.texts.wording(checked_text(key)), self.texts.relation(directed)), None, directed)
+
+    def known_answers(self, question: Question) -> IntArray:
+        """Indices of the answers that the graph already has; none for a text."""
+        if question.head is None:
+            return NONE
+        return self.tables.known.answers_of(question.head, question.relation)
+
+    def within(self, question: Question, hops: int) -> IntArray:
+        """Indices at most `hops` edges away from the question's entity; none for a text or without hops."""
+        if question.head is None or not hops or question.head >= self.tables.graph.num_entities:
+            return NONE
+        return self.tables.graph.within(question.head, hops, without=self.fresh.gone)
+
+
+def _merged(base: VectorTable, fresh: Fresh) -> VectorTable:
+    """Every index's vector, those that are gone included."""
+    place = np.arange(fresh.size)
+    place[fresh.slots] = len(base) + np.arange(len(fresh.slots))
+    return base.joined(fresh.vectors).take(place)
 
 
 def checked_text(text: str) -> str:

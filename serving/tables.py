@@ -1,13 +1,12 @@
 """What a bundle knows about its graph: rows of text, vectors, known answers and neighbours, as one value.
 
-A `Tables` is never changed; adding or removing an entity makes a new one, so threads that read the old one go on
-undisturbed. Both cost a copy of the table of vectors: a knowledge graph changes rarely and is read often.
+A `Tables` is never changed; what is added or removed is laid over it by `pmd.serving.snapshot`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from pmd.serving.errors import BundleError
 from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
 from pmd.serving.neighbours import NeighbourGraph
-from pmd.serving.ranking import FloatArray
 from pmd.serving.vectors import VectorTable
 
 
@@ -58,32 +56,6 @@ class Tables:
             )
         _check_known(self.known, what)
         _check_graph(self.graph, entities, what)
-
-    def added(self, row: EntityRow, vector: FloatArray) -> Tables:
-        """New tables with one more entity, its unit vector (D,) given; nothing is known about it yet."""
-        count = len(self.entities) + 1
-        kept = np.arange(count - 1)
-        return replace(
-            self,
-            entities=(*self.entities, row),
-            vectors=self.vectors.added(vector),
-            known=self.known.reindexed(kept, count),
-            graph=self.graph.reindexed(kept, count),
-        )
-
-    def removed(self, entity: int) -> Tables:
-        """New tables without one entity and all that is known about it; the indices after it move down by one."""
-        count = len(self.entities) - 1
-        place = np.arange(count + 1)
-        place[entity + 1 :] -= 1
-        place[entity] = -1
-        return replace(
-            self,
-            entities=self.entities[:entity] + self.entities[entity + 1 :],
-            vectors=self.vectors.removed(entity),
-            known=self.known.reindexed(place, count),
-            graph=self.graph.reindexed(place, count),
-        )
 
 
 def parse_rows(data: bytes, columns: int, what: str) -> list[list[str]]:

@@ -77,6 +77,8 @@ class TextBuilder:
     templates: Templates
     graph: NeighbourGraph
     known: KnownAnswers
+    gone: frozenset[int] = frozenset()
+    """Entities that were removed: no text names them."""
 
     def entity(self, index: int) -> str:
         """The text of an entity, as the entity tower reads it."""
@@ -111,17 +113,27 @@ class TextBuilder:
         """The text of an entity that is not in the graph: no neighbours are known for it."""
         return _joined(self.templates, name, description)
 
-    def _wants_neighbours(self, description: str) -> bool:
-        return self.templates.neighbours > 0 and is_short(description, self.templates.short_description_words)
+    def shown_neighbours(self, head: int, relation: int) -> list[int]:
+        """Indices of the neighbours whose names stand in a directed query's text, in its order."""
+        starts, ends = self.known.spans(np.array([head]), np.array([relation]))
+        return self._shown(head, int(starts[0]), int(ends[0]))
+
+    def _shown(self, index: int, start: int, end: int) -> list[int]:
+        """Neighbours that follow an entity's text: no training answer among `known.answers[start:end]`."""
+        wanted = self.templates.neighbours
+        if wanted <= 0 or not is_short(self.descriptions[index], self.templates.short_description_words):
+            return []
+        answers, splits = self.known.answers[start:end].tolist(), self.known.splits[start:end].tolist()
+        hidden = {answer for answer, split in zip(answers, splits, strict=True) if split == TRAIN}
+        neighbours = self.graph.neighbours(index).tolist()
+        shown = (other for other in neighbours if other not in hidden and other not in self.gone)
+        return list(islice(shown, wanted))
 
     def _wording(self, index: int, start: int, end: int) -> str:
-        """An entity's text without the training answers among `known.answers[start:end]`."""
+        """An entity's text with the names of the neighbours that may be shown."""
+        names = [self.names[other] for other in self._shown(index, start, end)]
         description = self.descriptions[index]
-        if self._wants_neighbours(description):
-            answers, splits = self.known.answers[start:end].tolist(), self.known.splits[start:end].tolist()
-            hidden = {answer for answer, split in zip(answers, splits, strict=True) if split == TRAIN}
-            shown = (other for other in self.graph.neighbours(index).tolist() if other not in hidden)
-            names = [self.names[other] for other in islice(shown, self.templates.neighbours)]
+        if names:
             description = " ".join([description, *names]).strip()
         return _joined(self.templates, self.names[index], description)
 

@@ -215,7 +215,8 @@ def test_another_models_graph_is_found(copied, name, tower, check):
 @pytest.mark.parametrize("name", ["fp32", "int8"])
 def test_other_vectors_are_found(copied, name):
     folder = copied(name)
-    np.save(folder / "entities.npy", np.roll(np.load(folder / "entities.npy"), 1, axis=0))
+    for file in folder.glob("*s.npy"):  # the vectors, and where there are any, the scales that belong to them
+        np.save(file, np.roll(np.load(file), 1, axis=0))
     assert list(checked(reseal(folder))[1]) == ["entity vectors", "metrics"]
 
 

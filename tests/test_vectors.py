@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pmd.serving.ranking import RankingError
-from pmd.serving.vectors import VectorTable, top_k
+from pmd.serving.vectors import VectorTable, on_grid, top_k
 
 E, D = 37, 384
 
@@ -114,14 +114,44 @@ def test_int8_is_near_the_float_vectors_and_keeps_zero_rows():
     assert not table.vectors()[3].any()
 
 
-def test_added_and_removed_leave_the_others_alone(table, queries):
+def test_appended_and_taken_rows_leave_the_others_alone(table, queries):
     new = unit(np.random.default_rng(8), D)
-    more = table.added(new)
+    more = table.appended(new)
     assert (len(more), len(table)) == (E + 1, E)
     np.testing.assert_array_equal(more.scores(queries)[:, :E], table.scores(queries))
     np.testing.assert_allclose(more.scores(new[None])[0, E], 1, atol=0.01)
-    np.testing.assert_array_equal(more.removed(E).scores(queries), table.scores(queries))
-    np.testing.assert_array_equal(table.removed(4).scores(queries), np.delete(table.scores(queries), 4, axis=1))
+    np.testing.assert_array_equal(more.take(np.arange(E)).scores(queries), table.scores(queries))
+    kept = np.delete(np.arange(E), 4)
+    np.testing.assert_array_equal(table.take(kept).scores(queries), table.scores(queries)[:, kept])
+    np.testing.assert_array_equal(
+        table.take(kept[:9]).joined(table.take(kept[9:])).scores(queries), table.scores(queries)[:, kept]
+    )
+
+
+def test_the_order_in_memory_changes_no_score(table, queries):
+    for order in "CF":
+        other = VectorTable(np.array(table.values, order=order), table.scales)
+        np.testing.assert_array_equal(other.scores(queries), table.scores(queries))
+    np.testing.assert_array_equal(table.columns, table.values.T)
+
+
+def test_scores_of_some_are_those_of_all(table, queries):
+    entities = np.array([0, 36, 5, 1, 2])
+    for query, all_scores in zip(queries, table.scores(queries), strict=True):
+        np.testing.assert_array_equal(table.some_scores(on_grid(query), entities), all_scores[entities])
+    assert table.some_scores(on_grid(queries[0]), entities[:0]).shape == (0,)
+
+
+def test_no_vector_is_longer_than_the_table_says(table):
+    lengths = np.linalg.norm(table.vectors().astype(np.float64), axis=1)
+    assert (lengths <= table.longest).all()
+    assert table.longest < 1.1
+    assert table.longer().tolist() == []
+    scales = None if table.scales is None else table.scales * np.where(np.arange(E) == 3, 2, 1).astype(np.float32)
+    values = np.array(table.values)
+    if table.scales is None:
+        values[3] *= 2
+    assert VectorTable(values, scales).longer(chunk=2).tolist() == [3]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

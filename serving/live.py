@@ -1,0 +1,109 @@
+"""A graph that changes while it is read: one snapshot at a time, each change whole, on the disk first if asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from pmd.serving.bundle import Bundle
+from pmd.serving.errors import QueryError
+from pmd.serving.journal import Change, Journal, JournalError, fingerprint, note_of
+from pmd.serving.ranking import FloatArray
+from pmd.serving.saving import save_bundle
+from pmd.serving.search import Search
+from pmd.serving.snapshot import Changes, Snapshot
+from pmd.serving.tables import EntityRow
+
+MOST_CHANGES = 1024  # rows laid over the tables before they are put into them; more in a large graph
+SHARE_OF_CHANGES = 64  # one row in so many may lie over the table: scoring them costs less than the table does
+
+
+class LiveGraph:
+    """The present snapshot of a bundle's graph with its search, and the only way to change it.
+
+    Readers take `now` once and go on with it. Changes are made one after the other.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int | None, journal: Path | None) -> None:
+        """Raises JournalError if the journal cannot be used, MissingExtra without onnxruntime."""
+        self._bundle, self._threads = bundle, threads
+        self._change = threading.Lock()
+        made = bundle.manifest.get("changes", {})
+        changes = Changes(*(int(made.get(name, 0)) for name in Changes._fields))
+        self.now: tuple[Snapshot, Search] = self._with_search(Snapshot.of(bundle.tables, bundle.templates, changes))
+        self._journal = None if journal is None else self._replayed(journal)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The graph as it is."""
+        return self.now[0]
+
+    def put(self, make: Callable[[Snapshot], tuple[EntityRow, FloatArray]]) -> None:
+        """Put an entity in. make: the row and unit vector, from the snapshot they will be put into.
+
+        `make` may raise; then nothing changes. Raises JournalError if the change cannot be kept.
+        """
+        with self._change:
+            row, vector = make(self.snapshot)
+            self._do(Change(row.id, row, vector))
+
+    def remove(self, key: str) -> None:
+        """Remove an entity by id or unique name. Raises UnknownEntity, and QueryError for the last one."""
+        with self._change:
+            state = self.snapshot
+            index = state.entities.find(key)
+            if state.num_entities == 1:
+                raise QueryError(f"{key!r} is the only entity; a bundle needs at least one")
+            self._do(Change(state.rows[index].id))
+
+    def save(self, path: Path, *, replace: bool) -> Path:
+        """Write the bundle as it stands; see `saving.save_bundle`."""
+        with self._change:  # what the snapshot holds and what the journal counts must be the same
+            state, note = self.snapshot, None if self._journal is None else self._journal.note()
+        if note is None:
+            note = note_of(self._bundle.manifest, str(self._bundle.path))
+        return save_bundle(self._bundle, state.compacted.tables, state.changes, note, path, replace=replace)
+
+    def close(self) -> None:
+        """Let go of the journal; changes are refused from then on."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def _do(self, change: Change) -> None:
+        if self._journal is not None:
+            self._journal.write(change)
+        self._show(_after(self.snapshot, change))
+
+    def _show(self, state: Snapshot) -> None:
+        search = self.now[1]
+        if state.weight_of_changes > max(MOST_CHANGES, len(search.table) // SHARE_OF_CHANGES):
+            self.now = self._with_search(state.compacted)
+        else:
+            self.now = state, search
+
+    def _with_search(self, state: Snapshot) -> tuple[Snapshot, Search]:
+        return state, Search(state.tables.vectors, threads=self._threads)
+
+    def _replayed(self, path: Path) -> Journal:
+        manifest, what = self._bundle.manifest, str(self._bundle.path)
+        saved = note_of(manifest, what)
+        journal = Journal.open(path, fingerprint(self._bundle.manifest_bytes()), saved)
+        try:
+            for change in journal.replay(manifest["width"], saved):
+                if change.row is None and self.snapshot.entities.of_id(change.entity) is None:
+                    raise JournalError(f"{path} removes {change.entity!r}, which the bundle does not have")
+                self._show(_after(self.snapshot, change))
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+
+def _after(state: Snapshot, change: Change) -> Snapshot:
+    if change.row is not None and change.vector is not None:
+        return state.with_row(change.row, change.vector)
+    index = state.entities.of_id(change.entity)
+    if index is None:
+        raise QueryError(f"there is no entity {change.entity!r} to remove")
+    return state.without(index)
