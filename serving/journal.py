@@ -16,8 +16,10 @@ import os
 import secrets
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,7 +76,7 @@ def fingerprint(manifest: bytes) -> str:
 class Journal:
     """An open file of changes; one process holds it at a time."""
 
-    def __init__(self, path: Path, file: IO[bytes], name: str, lines: list[bytes]) -> None:
+    def __init__(self, path: Path, file: FileIO, name: str, lines: list[bytes]) -> None:
         """Use `open`."""
         self.path, self.name = path, name
         self._file, self._lines = file, lines
@@ -90,7 +92,7 @@ class Journal:
             header = {"schema": SCHEMA, "name": secrets.token_hex(16), "bundle": bundle}
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, _line(header))
-        file = open(path, "r+b")
+        file = open(path, "r+b", buffering=0)  # a line that could not be written must not be tried again later
         try:
             _hold(file, path)
             header, lines = _read(file, path)
@@ -116,12 +118,15 @@ class Journal:
 
     def write(self, change: Change) -> None:
         """Put a change on the disk; when this returns, it stays. Raises JournalError if it cannot be written."""
+        if self._file.closed:
+            raise JournalError(f"{self.path} was closed; the change was not made")
         end = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(_line(change.as_dict()))
-            self._file.flush()
+            left = memoryview(_line(change.as_dict()))
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
-        except (OSError, ValueError) as error:
+        except OSError as error:
             self._undo(end)
             raise JournalError(f"{self.path} cannot be written, the change was not made: {error}") from error
         self.changes += 1
@@ -131,14 +136,12 @@ class Journal:
         return {"name": self.name, "changes": self.changes}
 
     def close(self) -> None:
-        """Let others have the file."""
+        """Let others have the file; nothing can be written any more."""
         self._file.close()
 
     def _undo(self, end: int) -> None:
-        try:
+        with suppress(OSError):  # if the disk is gone, half a line is cut off at the next opening
             self._file.truncate(end)
-        except (OSError, ValueError):  # closed, or the disk is gone: half a line is cut off at the next opening
-            return
 
 
 def _line(record: dict[str, Any]) -> bytes:
@@ -146,7 +149,7 @@ def _line(record: dict[str, Any]) -> bytes:
     return f"{zlib.crc32(data):08x} ".encode("ascii") + data + b"\n"
 
 
-def _hold(file: IO[bytes], path: Path) -> None:
+def _hold(file: FileIO, path: Path) -> None:
     if fcntl is None:
         return
     try:
@@ -155,7 +158,7 @@ def _hold(file: IO[bytes], path: Path) -> None:
         raise JournalError(f"{path} is in use by another process; one at a time may change a bundle") from error
 
 
-def _read(file: IO[bytes], path: Path) -> tuple[dict[str, Any], list[bytes]]:
+def _read(file: FileIO, path: Path) -> tuple[dict[str, Any], list[bytes]]:
     """The header and the JSON of every whole line; what a killed process left at the end is cut off."""
     records, good = [], 0
     data = file.read()

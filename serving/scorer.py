@@ -83,8 +83,19 @@ class Scorer:
         return cls(bundle, encoder, threads=threads, provider=provider, journal=journal)
 
     def close(self) -> None:
-        """Let go of the journal, if there is one; questions are still answered, changes no longer made."""
+        """Let go of the journal, if there is one; questions are still answered, changes refused.
+
+        A Scorer with a journal may stand in a `with` block, which closes it.
+        """
         self._graph.close()
+
+    def __enter__(self) -> Scorer:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     # ---- what it knows --------------------------------------------------------------------------------------
 
