@@ -18,6 +18,7 @@ from pmd.export.errors import ParityError, TargetError
 from pmd.export.graph import graph_bytes
 from pmd.export.loading import LoadedGrade, ReadyGrade
 from pmd.export.making import Making
+from pmd.export.norms import open_norms
 from pmd.export.ortformat import write_ort
 from pmd.export.parity import Gate, Parity, gate_of
 from pmd.export.precisions import BUILDS, TABLES
@@ -52,7 +53,7 @@ def write_bundle(
     limits, report = gate_of(making, gate), out.with_name(f"{out.name}.parity.json")
     with atomic_folder(out, replace=replace) as folder:
         build = BUILDS[making.precision]
-        graphs = {name: build(tower.graph.model, tower.samples) for name, tower in ready.towers.items()}
+        graphs = {name: open_norms(build(tower.graph.model, tower.samples)) for name, tower in ready.towers.items()}
         table = TABLES[making.vector_type](ready.entity_vectors)
         parity = _compare(ready, making, graphs, table)
         facts = _facts(ready, making) | {"parity": parity.report(limits)}

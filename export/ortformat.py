@@ -18,7 +18,7 @@ from pmd.export.errors import ExportError, TargetError
 from pmd.export.ortbytes import in_one_order
 from pmd.export.quiet import own_logging
 from pmd.serving.bundle import MODEL, TOKENIZER
-from pmd.serving.encoder import CPU_PROVIDER, OUTPUT, open_session
+from pmd.serving.encoder import CPU_PROVIDER, OUTPUT, SLOW_FUSIONS, open_session
 from pmd.serving.errors import BundleError
 from pmd.serving.ranking import FloatArray
 from pmd.serving.storage import write_atomic
@@ -72,7 +72,9 @@ def _convert(source: Path, target: Path) -> None:
     for name, value in OPTIONS.items():
         options.add_session_config_entry(name, value)
     try:
-        onnxruntime.InferenceSession(str(source), options, providers=[CPU_PROVIDER])
+        onnxruntime.InferenceSession(
+            str(source), options, providers=[CPU_PROVIDER], disabled_optimizers=SLOW_FUSIONS
+        )
     except Exception as error:  # onnxruntime's errors have no base class below Exception
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"onnxruntime cannot convert a graph to the .ort format: {reason}") from error

@@ -116,10 +116,18 @@ class KnownAnswers:
         query, place = spread(start, end - start)
         return query, self.answers[place]
 
+    def span(self, head: int, relation: int) -> tuple[int, int]:
+        """As `spans` for one directed query, ten times sooner."""
+        key = relation * self.num_entities + head
+        row = int(self.keys.searchsorted(key))
+        if head >= self.num_entities or row == len(self.keys) or self.keys[row] != key:
+            return 0, 0
+        return int(self.offsets[row]), int(self.offsets[row + 1])
+
     def answers_of(self, head: int, relation: int) -> IntArray:
         """Answers of one directed query, int32, rising."""
-        start, end = self.spans(np.array([head]), np.array([relation]))
-        return self.answers[start[0] : end[0]]
+        start, end = self.span(head, relation)
+        return self.answers[start:end]
 
 
 def _rows(keys: IntArray) -> tuple[IntArray, IntArray]:

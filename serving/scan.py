@@ -62,11 +62,10 @@ class Int8Scan:
         steps = np.abs(queries).max(axis=1, keepdims=True) / self._levels
         steps[steps == 0] = 1.0
         whole = np.rint(queries / steps)
-        rest = np.linalg.norm(queries - whole * steps, axis=1)
+        rest = _lengths(queries - whole * steps)
         shifted = (whole + (self._levels + 1)).astype(np.uint8)
         (scores,) = self._session.run(["scores"], self._inputs(shifted, self._shift, steps.astype(np.float32)))
-        lengths = np.linalg.norm(queries, axis=1)
-        return scores, self._table.longest * (rest + FLOAT_ROUNDING * lengths)
+        return scores, self._table.longest * (rest + FLOAT_ROUNDING * _lengths(queries))
 
     def _inputs(self, shifted: IntArray, shift: IntArray, steps: FloatArray | None = None) -> dict[str, object]:
         return {
@@ -93,7 +92,7 @@ class Float32Scan:
         (scores,) = self._session.run(["scores"], inputs)
         if not np.isfinite([scores.min(), scores.max()]).all():
             raise RankingError("scores are NaN or infinite: the table of entity vectors is damaged")
-        return scores, self._table.longest * self._rounding * np.linalg.norm(queries, axis=1)
+        return scores, self._table.longest * self._rounding * _lengths(queries)
 
 
 def make_scan(table: VectorTable, threads: int | None) -> Scan | None:
@@ -106,6 +105,10 @@ def make_scan(table: VectorTable, threads: int | None) -> Scan | None:
     session = _session("int8", threads)
     bits = next((bits for bits in QUERY_BITS if _sums_are_exact(session, bits)), None)
     return None if bits is None else Int8Scan(table, session, bits)
+
+
+def _lengths(vectors: FloatArray) -> FloatArray:
+    return np.asarray(np.sqrt(np.einsum("qd,qd->q", vectors, vectors)))
 
 
 def _session(kind: str, threads: int | None) -> InferenceSession:

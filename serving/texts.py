@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 
-import numpy as np
-
 from pmd.serving.errors import PmdError
 from pmd.serving.known import TRAIN, IntArray, KnownAnswers
 from pmd.serving.neighbours import NeighbourGraph
@@ -90,7 +88,7 @@ class TextBuilder:
 
     def query(self, head: int, relation: int) -> tuple[str, str]:
         """The text pair of a directed query: (head text, relation text)."""
-        return self.queries(np.array([head]), np.array([relation]))[0]
+        return self._wording(head, *self.known.span(head, relation)), self.relation(relation)
 
     def queries(self, heads: IntArray, relations: IntArray) -> list[tuple[str, str]]:
         """The text pairs of many directed queries, (Q,), (Q,)."""
@@ -115,8 +113,7 @@ class TextBuilder:
 
     def shown_neighbours(self, head: int, relation: int) -> list[int]:
         """Indices of the neighbours whose names stand in a directed query's text, in its order."""
-        starts, ends = self.known.spans(np.array([head]), np.array([relation]))
-        return self._shown(head, int(starts[0]), int(ends[0]))
+        return self._shown(head, *self.known.span(head, relation))
 
     def _shown(self, index: int, start: int, end: int) -> list[int]:
         """Neighbours that follow an entity's text: no training answer among `known.answers[start:end]`."""

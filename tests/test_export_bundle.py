@@ -18,6 +18,7 @@ from pmd.export.errors import ParityError
 from pmd.export.graph import FusedGraph, graph_bytes
 from pmd.export.loading import load_stage
 from pmd.export.making import PRECISIONS, Making
+from pmd.export.norms import open_norms
 from pmd.export.parity import GATES, Limit, cosine_gap
 from pmd.export.source import Run
 from pmd.serving import Scorer
@@ -352,4 +353,4 @@ def test_no_warning_for_an_unchanged_one(run, caplog):
 
 def test_graph_files_are_the_traced_ones(ready, bundles):
     stored = (bundles / "fp32" / "query" / "onnx" / "model.onnx").read_bytes()
-    assert stored == graph_bytes(ready.towers[QUERY].graph.model)
+    assert stored == graph_bytes(open_norms(ready.towers[QUERY].graph.model))

@@ -59,6 +59,9 @@ def test_structure_equals_dictionaries(train, valid, test):
     for head in range(E):
         for relation in range(2 * R):
             assert known.answers_of(head, relation).tolist() == sorted(expected.get((head, relation), {}))
+            starts, ends = known.spans(np.array([head]), np.array([relation]))
+            start, end = known.span(head, relation)
+            assert (start, end) == (starts[0], ends[0]) or start - end == starts[0] - ends[0] == 0
 
 
 @given(TRIPLES, TRIPLES, TRIPLES)
