@@ -11,7 +11,7 @@ from pmd.serving.errors import QueryError
 from pmd.serving.journal import Change, Journal, JournalError, fingerprint, note_of
 from pmd.serving.ranking import FloatArray
 from pmd.serving.saving import save_bundle
-from pmd.serving.search import Search
+from pmd.serving.search import Near, Search
 from pmd.serving.snapshot import Changes, Snapshot
 from pmd.serving.tables import EntityRow
 
@@ -25,13 +25,19 @@ class LiveGraph:
     Readers take `now` once and go on with it. Changes are made one after the other.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None, journal: Path | None) -> None:
-        """Raises JournalError if the journal cannot be used, MissingExtra without onnxruntime."""
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None, journal: Path | None = None, near: Near | None = None
+    ) -> None:
+        """near: an index of the bundle's table, used as long as changes lie beside it.
+
+        Raises JournalError if the journal cannot be used, MissingExtra without onnxruntime.
+        """
         self._bundle, self._threads = bundle, threads
         self._change = threading.Lock()
         made = bundle.manifest.get("changes", {})
         changes = Changes(*(int(made.get(name, 0)) for name in Changes._fields))
-        self.now: tuple[Snapshot, Search] = self._with_search(Snapshot.of(bundle.tables, bundle.templates, changes))
+        state = Snapshot.of(bundle.tables, bundle.templates, changes)
+        self.now: tuple[Snapshot, Search] = self._with_search(state, near)
         self._journal = None if journal is None else self._replayed(journal)
 
     @property
@@ -82,8 +88,8 @@ class LiveGraph:
         else:
             self.now = state, search
 
-    def _with_search(self, state: Snapshot) -> tuple[Snapshot, Search]:
-        return state, Search(state.tables.vectors, threads=self._threads)
+    def _with_search(self, state: Snapshot, near: Near | None = None) -> tuple[Snapshot, Search]:
+        return state, Search(state.tables.vectors, threads=self._threads, near=near)
 
     def _replayed(self, path: Path) -> Journal:
         manifest, what = self._bundle.manifest, str(self._bundle.path)

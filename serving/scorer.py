@@ -26,6 +26,7 @@ from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
 from pmd.serving.live import LiveGraph
 from pmd.serving.neighbours import reranked as with_neighbours
 from pmd.serving.ranking import FloatArray, Metrics, ScoreQueries, evaluate
+from pmd.serving.search import Near
 from pmd.serving.snapshot import Snapshot, checked_text
 from pmd.serving.tables import EntityRow
 
@@ -48,13 +49,15 @@ class Scorer:
         threads: int | None,
         provider: str,
         journal: str | Path | None = None,
+        near: Near | None = None,
     ) -> None:
         """Use `load`; this is for those who bring their own encoder."""
         self.bundle = bundle
         self._encoder, self._threads, self._provider = encoder, threads, provider
         self._entity_encoder: TowerEncoder | None = None
         self._entity_tower = threading.Lock()
-        self._graph = LiveGraph(bundle, threads=threads, journal=None if journal is None else Path(journal))
+        kept = None if journal is None else Path(journal)
+        self._graph = LiveGraph(bundle, threads=threads, journal=kept, near=near)
 
     @classmethod
     def load(
@@ -66,6 +69,7 @@ class Scorer:
         verify: bool = False,
         cached_queries: int = 0,
         journal: str | Path | None = None,
+        near: str | Path | None = None,
     ) -> Scorer:
         """Open a bundle, folder or zip.
 
@@ -74,13 +78,15 @@ class Scorer:
         verify: check every file's sha256, and that vectors are of unit length. cached_queries: vectors of recent
         questions to keep; none by default, so that timings are honest. journal: a file that keeps every change of
         the graph from the moment the call that made it returns; changes that it already holds are made again.
-        Raises BundleError, ProviderError, MissingExtra, JournalError.
+        near: an index made by `pmd.serving.near`, for graphs of many millions; answers are then approximate.
+        Raises BundleError, ProviderError, MissingExtra, JournalError, NearError.
         """
         bundle = Bundle.open(path, verify=verify)
         encoder = TowerEncoder.load(
             bundle, QUERY, provider=provider, threads=threads, cached_texts=max(0, cached_queries)
         )
-        return cls(bundle, encoder, threads=threads, provider=provider, journal=journal)
+        index = None if near is None else _opened_index(Path(near), bundle, verify)
+        return cls(bundle, encoder, threads=threads, provider=provider, journal=journal, near=index)
 
     def close(self) -> None:
         """Let go of the journal, if there is one; questions are still answered, changes refused.
@@ -440,6 +446,12 @@ class Scorer:
                 f"vector must be {self._encoder.width} finite numbers, not all 0; got shape {values.shape}"
             )
         return np.asarray(values / length, dtype=np.float32)
+
+
+def _opened_index(path: Path, bundle: Bundle, verify: bool) -> Near:
+    from pmd.serving.near import NearIndex  # here, not above: it brings what only a command needs
+
+    return NearIndex.open(path, bundle, verify=verify)
 
 
 def _hops_and_weight(settings: dict[str, Any] | None) -> tuple[int, float]:

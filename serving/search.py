@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from pmd.serving.scan import Scan, make_scan
 from pmd.serving.vectors import GRID, VectorTable, on_grid, top_k
 
 QUERIES_AT_ONCE = 64  # 64 x 41,000 float32 scores are 10 MB
+NEAR_MARGIN = 10  # asked of an index beyond what is wanted
 FEW = 2048  # candidates that are scored exactly without a pass over the table
 GROUPS = 1024  # the k-th best of as many maxima is found in a tenth of the time of the k-th best of 41,000 scores
 TRIAL_ENTITIES, TRIALS = 8192, 3
@@ -58,15 +59,29 @@ Found = tuple[IntArray, FloatArray]
 """Indices of the best answers, best first (of equal scores the lower index), and their scores, float32."""
 
 
+class Near(Protocol):
+    """An index that names likely answers; see `pmd.serving.near`."""
+
+    about: str
+    """What it is, in words."""
+
+    def candidates(self, query: FloatArray, count: int) -> IntArray:
+        """Indices of some `count` entities near to a query (D,), int64, rising."""
+
+
 class Search:
     """Finds the best answers in one table; safe to share between threads."""
 
-    def __init__(self, table: VectorTable, *, threads: int | None = None) -> None:
-        """threads: of the pass, default as `cores.default_threads`. Raises MissingExtra without onnxruntime."""
-        self.table = table
+    def __init__(self, table: VectorTable, *, threads: int | None = None, near: Near | None = None) -> None:
+        """threads: of the pass, default as `cores.default_threads`. near: an index to ask in place of the pass.
+
+        Raises MissingExtra without onnxruntime.
+        """
+        self.table, self._near = table, near
         scan = make_scan(table, threads)
         self._scan = scan if scan is not None and _is_faster(scan, table) else None
-        self.about = EXACT if self._scan is None else self._scan.about
+        used = near or self._scan
+        self.about = EXACT if used is None else used.about
 
     def best(self, queries: FloatArray, wishes: Sequence[Wish], fresh: Fresh | None = None) -> list[Found]:
         """The best answers of query vectors (Q, D), one wish each. Raises RankingError for scores not finite."""
@@ -85,13 +100,18 @@ class Search:
         return scores
 
     def _block(self, grid: FloatArray, wishes: Sequence[Wish], fresh: Fresh | None) -> list[Found]:
-        many = [number for number, wish in enumerate(wishes) if wish.allowed is None or len(wish.allowed) > FEW]
+        many = [number for number, wish in enumerate(wishes) if self._needs_a_pass(wish)]
         scores, slack = self._rough(grid[many])
         rough = dict(zip(many, zip(scores, slack, strict=True), strict=True))
         return [
             _chosen(self._candidates(rough.get(number), query, wish, fresh), self.table, query, wish, fresh)
             for number, (query, wish) in enumerate(zip(grid, wishes, strict=True))
         ]
+
+    def _needs_a_pass(self, wish: Wish) -> bool:
+        if wish.allowed is not None:
+            return len(wish.allowed) > FEW
+        return self._near is None
 
     def _rough(self, grid: FloatArray) -> tuple[FloatArray, FloatArray]:
         if not len(grid):
@@ -105,7 +125,7 @@ class Search:
     ) -> IntArray:
         """Indices that can be among the best: all that have a chance, few others."""
         if rough is None:
-            return _allowed(wish, fresh)
+            return _left(self._named(query, wish, fresh), wish, fresh)
         scores, slack = rough
         if fresh is not None:
             scores = np.concatenate([scores, np.full(fresh.size - len(scores), -np.inf, np.float32)])
@@ -123,6 +143,15 @@ class Search:
             scores[fresh.gone] = -np.inf
         floor = _kth_or_less(scores, wish.k) - 2 * slack
         return np.flatnonzero(scores >= max(floor, LOWEST))
+
+    def _named(self, query: FloatArray, wish: Wish, fresh: Fresh | None) -> IntArray:
+        """The few entities that come into question without a pass, rising."""
+        if wish.allowed is not None or self._near is None:
+            return np.unique(np.asarray(wish.allowed, dtype=np.int64))
+        barred = [part for part in (wish.excluded, None if fresh is None else fresh.gone) if part is not None]
+        count = min(wish.k + sum(map(len, barred)) + NEAR_MARGIN, len(self.table))
+        beside = [part for part in (wish.nearer, None if fresh is None else fresh.slots) if part is not None]
+        return np.unique(np.concatenate([self._near.candidates(query / GRID, count), *beside]))
 
 
 def _chosen(candidates: IntArray, table: VectorTable, query: FloatArray, wish: Wish, fresh: Fresh | None) -> Found:
@@ -153,8 +182,9 @@ def _in_fresh(entities: IntArray, fresh: Fresh) -> tuple[NDArray[np.bool_], IntA
     return new, place
 
 
-def _allowed(wish: Wish, fresh: Fresh | None) -> IntArray:
-    allowed = np.sort(np.asarray(wish.allowed, dtype=np.int64))
+def _left(named: IntArray, wish: Wish, fresh: Fresh | None) -> IntArray:
+    """Those of some entities (rising) that may be answers."""
+    allowed = named
     for others in (wish.excluded, None if fresh is None else fresh.gone):
         if others is not None:
             allowed = allowed[~np.isin(allowed, others)]
