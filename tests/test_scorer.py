@@ -217,9 +217,36 @@ def test_an_ambiguous_name_lists_its_bearers(tiny_scorer):
     ],
 )
 def test_questions_that_cannot_be_answered(tiny_scorer, ask, message):
+    before = tiny_scorer.top_tails("heart", "part_of")
     with pytest.raises(QueryError, match=message) as raised:
         ask(tiny_scorer)
     assert "\n" not in str(raised.value)
+    assert tiny_scorer.top_tails("heart", "part_of") == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\0",
+        "a\0b",
+        "heart " * 20_000,
+        "x" * 100_000,
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "e" + "\u0301" * 500,
+        "\u202eright to left\u202c",
+        "\ufeffheart",
+        "\U0010ffff\uffff",
+        "\r\n\theart",
+    ],
+)
+@pytest.mark.parametrize("k", [1, E, E + 1, 10**30])
+def test_odd_texts_and_any_k_from_1_are_answered(scorer, text, k):
+    for found in (
+        scorer.top_tails(text, "part_of", k=k, head_is_text=True),
+        scorer.top_heads("part_of", text, k=k, tail_is_text=True),
+    ):
+        assert len(found) == min(k, E)
+        assert np.isfinite([answer.score for answer in found]).all()
 
 
 def test_empty_batches(tiny_scorer):
