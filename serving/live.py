@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from pmd.serving.bundle import Bundle
+from pmd.serving.entering import Make
 from pmd.serving.errors import QueryError
 from pmd.serving.journal import Change, Journal, JournalError, fingerprint, note_of
-from pmd.serving.ranking import FloatArray
 from pmd.serving.saving import save_bundle
 from pmd.serving.search import Near, Search
 from pmd.serving.snapshot import Changes, Snapshot
-from pmd.serving.tables import EntityRow
 
 MOST_CHANGES = 1024  # rows laid over the tables before they are put into them; more in a large graph
 SHARE_OF_CHANGES = 64  # one row in so many may lie over the table: scoring them costs less than the table does
@@ -45,11 +43,8 @@ class LiveGraph:
         """The graph as it is."""
         return self.now[0]
 
-    def put(self, make: Callable[[Snapshot], tuple[EntityRow, FloatArray]]) -> None:
-        """Put an entity in. make: the row and unit vector, from the snapshot they will be put into.
-
-        `make` may raise; then nothing changes. Raises JournalError if the change cannot be kept.
-        """
+    def put(self, make: Make) -> None:
+        """Put an entity in. `make` may raise; then nothing changes. Raises JournalError if it cannot be kept."""
         with self._change:
             row, vector = make(self.snapshot)
             self._do(Change(row.id, row, vector))

@@ -9,7 +9,6 @@ A question runs top_tails -> encoder -> onnxruntime, and its vector meets the ta
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 
 from pmd.serving.answers import Among, How, Prediction, allowed_of, checked_k, paired, predictions, wish_of
-from pmd.serving.bundle import ENTITY, QUERY, Bundle
+from pmd.serving.bundle import QUERY, Bundle
 from pmd.serving.encoder import TowerEncoder
+from pmd.serving.entering import EntityMaker, Vector
 from pmd.serving.errors import QueryError
 from pmd.serving.explain import Explanation, explain
 from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
@@ -27,8 +27,7 @@ from pmd.serving.live import LiveGraph
 from pmd.serving.neighbours import reranked as with_neighbours
 from pmd.serving.ranking import FloatArray, Metrics, ScoreQueries, evaluate
 from pmd.serving.search import Near
-from pmd.serving.snapshot import Snapshot, checked_text
-from pmd.serving.tables import EntityRow
+from pmd.serving.snapshot import Snapshot
 
 Triples: TypeAlias = Sequence[tuple[str, str, str]]
 
@@ -53,9 +52,8 @@ class Scorer:
     ) -> None:
         """Use `load`; this is for those who bring their own encoder."""
         self.bundle = bundle
-        self._encoder, self._threads, self._provider = encoder, threads, provider
-        self._entity_encoder: TowerEncoder | None = None
-        self._entity_tower = threading.Lock()
+        self._encoder = encoder
+        self._maker = EntityMaker(bundle, provider=provider, threads=threads)
         kept = None if journal is None else Path(journal)
         self._graph = LiveGraph(bundle, threads=threads, journal=kept, near=near)
 
@@ -300,24 +298,13 @@ class Scorer:
 
     # ---- changes --------------------------------------------------------------------------------------------
 
-    def add_entity(
-        self, entity: str, *, name: str, description: str = "", vector: Sequence[float] | FloatArray | None = None
-    ) -> None:
+    def add_entity(self, entity: str, *, name: str, description: str = "", vector: Vector | None = None) -> None:
         """Add an entity as a possible answer and question, from its text by the entity tower, or with its vector.
 
         vector: (D,), any length above 0. Raises QueryError if the id is taken, a text is not usable, or there is
         neither entity tower nor vector; JournalError if the change cannot be kept.
         """
-        row = EntityRow(_checked_id(entity), _one_line(name), _one_line(description, may_be_empty=True))
-        _refuse_taken(self._graph.snapshot, entity)  # before the tower is run, and again when it is put in
-        text = self._graph.snapshot.texts.wording(row.name, row.description)
-        unit = self._unit(self._encode_entity(entity, text) if vector is None else vector)
-
-        def make(state: Snapshot) -> tuple[EntityRow, FloatArray]:
-            _refuse_taken(state, entity)
-            return row, unit
-
-        self._graph.put(make)
+        self._graph.put(self._maker.new(self._graph.snapshot, entity, name, description, vector))
 
     def update_entity(
         self,
@@ -325,31 +312,14 @@ class Scorer:
         *,
         name: str | None = None,
         description: str | None = None,
-        vector: Sequence[float] | FloatArray | None = None,
+        vector: Vector | None = None,
     ) -> None:
         """Change an entity's name, description or vector; what is not given stays, and so do its triples.
 
         Without `vector` the entity tower reads the new text. Texts of other entities that name this one show its
         new name; their vectors stay. Raises as `add_entity`, and UnknownEntity.
         """
-        new_name = None if name is None else _one_line(name)
-        new_text = None if description is None else _one_line(description, may_be_empty=True)
-        given = None if vector is None else self._unit(vector)
-
-        def make(state: Snapshot) -> tuple[EntityRow, FloatArray]:
-            index = state.entities.find(key)
-            old = state.rows[index]
-            row = EntityRow(
-                old.id,
-                old.name if new_name is None else new_name,
-                old.description if new_text is None else new_text,
-            )
-            if given is not None:
-                return row, given
-            text = state.with_row(row, np.eye(1, self._encoder.width, dtype=np.float32)[0]).texts.entity(index)
-            return row, self._unit(self._encode_entity(old.id, text))
-
-        self._graph.put(make)
+        self._graph.put(self._maker.changed(key, name, description, vector))
 
     def remove_entity(self, entity: str) -> None:
         """Remove an entity by id or unique name, with its known triples; the indices after it move down by one.
@@ -422,31 +392,6 @@ class Scorer:
         vectors = self._encoder(state.texts.queries(heads.astype(np.int64), relations.astype(np.int64)))
         return state.tables.vectors.scores(vectors)
 
-    def _encode_entity(self, entity: str, text: str) -> FloatArray:
-        with self._entity_tower:  # opened on first use: most edge devices never add an entity
-            if self._entity_encoder is None:
-                if not self.bundle.has_tower(ENTITY):
-                    raise QueryError(
-                        f"{self.bundle.path} has no entity tower to read {entity!r} with; give vector=…, "
-                        "or export the bundle with its entity tower"
-                    )
-                self._entity_encoder = TowerEncoder.load(
-                    self.bundle, ENTITY, provider=self._provider, threads=self._threads
-                )
-        return self._entity_encoder([text]).reshape(-1)
-
-    def _unit(self, vector: Sequence[float] | FloatArray) -> FloatArray:
-        try:
-            values = np.asarray(vector, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise QueryError(f"vector must be {self._encoder.width} numbers: {error}") from error
-        length = np.linalg.norm(values)
-        if values.shape != (self._encoder.width,) or not np.isfinite(length) or length == 0:
-            raise QueryError(
-                f"vector must be {self._encoder.width} finite numbers, not all 0; got shape {values.shape}"
-            )
-        return np.asarray(values / length, dtype=np.float32)
-
 
 def _opened_index(path: Path, bundle: Bundle, verify: bool) -> Near:
     from pmd.serving.near import NearIndex  # here, not above: it brings what only a command needs
@@ -456,20 +401,3 @@ def _opened_index(path: Path, bundle: Bundle, verify: bool) -> Near:
 
 def _hops_and_weight(settings: dict[str, Any] | None) -> tuple[int, float]:
     return (int(settings["hops"]), float(settings["weight"])) if settings else (0, 0.0)
-
-
-def _refuse_taken(state: Snapshot, entity: str) -> None:
-    if state.entities.of_id(entity) is not None:
-        raise QueryError(f"entity {entity!r} exists already; remove it first or choose another id")
-
-
-def _one_line(text: str, *, may_be_empty: bool = False) -> str:
-    if may_be_empty and isinstance(text, str) and not text.strip():
-        return ""
-    return " ".join(checked_text(text).split())
-
-
-def _checked_id(entity: str) -> str:
-    if entity != checked_text(entity).strip() or not entity.isprintable():
-        raise QueryError(f"an entity id holds no tabs or line breaks and no outer spaces, got {entity[:60]!r}")
-    return entity

@@ -157,6 +157,11 @@ class Snapshot:
             changes=changes._replace(added=changes.added + added, updated=changes.updated + (not added)),
         )
 
+    def text_with(self, index: int, row: EntityRow) -> str:
+        """The text of the entity at an index, if `row` were its row."""
+        rows = (*self.rows[:index], row, *self.rows[index + 1 :])
+        return replace(self.texts, names=Column(rows, 1), descriptions=Column(rows, 2)).entity(index)
+
     def without(self, index: int) -> Snapshot:
         """Without the entity at an index and all that is known about it."""
         gone = np.sort(np.append(self.fresh.gone, index))
