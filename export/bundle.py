@@ -28,8 +28,9 @@ from pmd.serving.encoder import TowerEncoder, open_session, texts_per_run
 from pmd.serving.errors import BundleError
 from pmd.serving.manifest import SCHEMA, Manifest
 from pmd.serving.ranking import FloatArray
+from pmd.serving.rows import EntityRow, RelationRow
 from pmd.serving.storage import atomic_folder, write_atomic
-from pmd.serving.tables import EntityRow, RelationRow, Tables
+from pmd.serving.tables import Tables
 from pmd.serving.tokenization import Text
 from pmd.serving.vectors import VectorTable
 

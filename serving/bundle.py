@@ -21,8 +21,9 @@ from pmd.serving.errors import BundleError
 from pmd.serving.known import KnownAnswers
 from pmd.serving.manifest import Manifest, check_manifest, parse_manifest, templates_of
 from pmd.serving.neighbours import NeighbourGraph
+from pmd.serving.rows import EntityRow, RelationRow, TextRows, format_rows
 from pmd.serving.storage import sha256_of, write_atomic
-from pmd.serving.tables import EntityRow, RelationRow, Tables, format_rows, parse_rows
+from pmd.serving.tables import Tables
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer, TokenizerError
 from pmd.serving.vectors import VectorTable
@@ -184,14 +185,11 @@ def _read_tables(source: Source, manifest: Manifest, path: Path) -> Tables:
     _check_complete(manifest, path)
     _check_sizes(source, manifest, path)
 
-    def rows(name: str, columns: int) -> list[list[str]]:
-        return parse_rows(source.mapped(name).tobytes(), columns, f"{path}: {name}")
-
     def arrays(name: str, *parts: str) -> list[Any]:
         return npz_arrays(source.mapped(name), f"{path}: {name}", *parts)
 
-    entities = tuple(EntityRow(*row) for row in rows(ENTITIES, 3))
-    relations = tuple(RelationRow(*row) for row in rows(RELATIONS, 2))
+    entities = TextRows(source.mapped(ENTITIES), EntityRow, f"{path}: {ENTITIES}")
+    relations = TextRows(source.mapped(RELATIONS), RelationRow, f"{path}: {RELATIONS}")
     tables = Tables(
         entities=entities,
         relations=relations,

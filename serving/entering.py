@@ -12,8 +12,8 @@ from pmd.serving.bundle import ENTITY, Bundle
 from pmd.serving.encoder import TowerEncoder
 from pmd.serving.errors import QueryError
 from pmd.serving.ranking import FloatArray
+from pmd.serving.rows import EntityRow
 from pmd.serving.snapshot import Snapshot, checked_text
-from pmd.serving.tables import EntityRow
 
 Vector: TypeAlias = Sequence[float] | FloatArray
 Make: TypeAlias = Callable[[Snapshot], tuple[EntityRow, FloatArray]]

@@ -25,8 +25,8 @@ import numpy as np
 
 from pmd.serving.errors import BundleError, ServingError
 from pmd.serving.ranking import FloatArray
+from pmd.serving.rows import EntityRow
 from pmd.serving.storage import write_atomic
-from pmd.serving.tables import EntityRow
 
 try:
     import fcntl

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pmd.serving.errors import QueryError, ServingError
+from pmd.serving.rows import column
 
 NEAREST = 3
 POOL = 1000  # names compared in full when none is close: 20 ms, where 80,000 would take seconds
@@ -28,19 +29,26 @@ class Lookup:
     unknown: type[ServingError]
     """The error to raise."""
     ids: Mapping[str, int]
-    names: Mapping[str, Sequence[int]]
+    names: Mapping[str, int]
+    """The first that has a name."""
+    shared: Mapping[str, Sequence[int]]
+    """All that have it, for names of several: most have one, and a list each would take more than the texts."""
     new_ids: Mapping[str, int] = field(default_factory=dict)
     """Over `ids`; NOBODY where an id is no longer there."""
     new_names: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Over `names`."""
+    """Over `names` and `shared`."""
 
     @classmethod
     def of(cls, rows: Sequence[tuple[str, ...]], kind: str, unknown: type[ServingError]) -> Lookup:
-        """Build both dictionaries; ids must be distinct."""
-        names: dict[str, list[int]] = {}
-        for index, row in enumerate(rows):
-            names.setdefault(row[1], []).append(index)
-        return cls(rows, kind, unknown, {row[0]: index for index, row in enumerate(rows)}, names)
+        """Build the dictionaries; ids must be distinct."""
+        ids, names = column(rows, 0), column(rows, 1)
+        first = dict(zip(reversed(names), range(len(names) - 1, -1, -1), strict=True))
+        shared: dict[str, list[int]] = {}
+        if len(first) < len(names):
+            for index, name in enumerate(names):
+                if first[name] != index:
+                    shared.setdefault(name, [first[name]]).append(index)
+        return cls(rows, kind, unknown, dict(zip(ids, range(len(ids)), strict=True)), first, shared)
 
     def put(self, rows: Sequence[tuple[str, ...]], index: int) -> Lookup:
         """The lookup of `rows`, which differ from the present ones in that `index` is new or has another name."""
@@ -91,7 +99,11 @@ class Lookup:
 
     def _named(self, name: str) -> Sequence[int]:
         named = self.new_names.get(name)
-        return self.names.get(name, ()) if named is None else named
+        if named is None:
+            named = self.shared.get(name)
+        if named is None:
+            named = (self.names[name],) if name in self.names else ()
+        return named
 
     @property
     def _plural(self) -> str:

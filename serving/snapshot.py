@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from pmd.serving.errors import QueryError, UnknownEntity, UnknownRelation
 from pmd.serving.known import IntArray
 from pmd.serving.lookup import Lookup
 from pmd.serving.ranking import FloatArray
+from pmd.serving.rows import ChangedRows, Column, EntityRow, column
 from pmd.serving.search import Fresh
-from pmd.serving.tables import EntityRow, Tables
+from pmd.serving.tables import Tables
 from pmd.serving.texts import Templates, TextBuilder
 from pmd.serving.vectors import VectorTable
 
@@ -45,23 +46,6 @@ class Question(NamedTuple):
     relation: int
 
 
-class Column(Sequence[str]):
-    """One column of rows, without a copy of it."""
-
-    def __init__(self, rows: Sequence[tuple[str, ...]], number: int) -> None:
-        self._rows, self._number = rows, number
-
-    def __len__(self) -> int:
-        """Rows."""
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        """The text in a row, or the texts in a slice of them."""
-        if isinstance(index, slice):
-            return [row[self._number] for row in self._rows[index]]
-        return self._rows[index][self._number]
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """A graph's tables, with what was changed since they were read laid over them.
@@ -71,7 +55,7 @@ class Snapshot:
     """
 
     tables: Tables
-    rows: tuple[EntityRow, ...]
+    rows: Sequence[EntityRow]
     entities: Lookup
     relations: Lookup
     texts: TextBuilder
@@ -116,7 +100,7 @@ class Snapshot:
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """Ids of the entities that are there, in the order of `compacted`."""
-        return tuple(row.id for row in self.compacted.rows)
+        return tuple(column(self.compacted.rows, 0))
 
     @cached_property
     def compacted(self) -> Snapshot:
@@ -130,7 +114,7 @@ class Snapshot:
         old = place[: len(base.entities)]
         tables = replace(
             base,
-            entities=tuple(self.rows[index] for index in live),
+            entities=tuple(self.rows[index] for index in live.tolist()),
             vectors=_merged(base.vectors, fresh).take(live),
             known=base.known.reindexed(old, len(live)),
             graph=base.graph.reindexed(old, len(live)),
@@ -142,7 +126,7 @@ class Snapshot:
         index = self.entities.of_id(row.id)
         added = index is None
         slot = len(self.rows) if index is None else index
-        rows = (*self.rows[:slot], row, *self.rows[slot + 1 :])
+        rows = ChangedRows.over(self.rows, slot, row)
         fresh, changes = self.fresh, self.changes
         kept = fresh.slots != slot
         slots = np.append(fresh.slots[kept], slot)
@@ -159,7 +143,7 @@ class Snapshot:
 
     def text_with(self, index: int, row: EntityRow) -> str:
         """The text of the entity at an index, if `row` were its row."""
-        rows = (*self.rows[:index], row, *self.rows[index + 1 :])
+        rows = ChangedRows.over(self.rows, index, row)
         return replace(self.texts, names=Column(rows, 1), descriptions=Column(rows, 2)).entity(index)
 
     def without(self, index: int) -> Snapshot:

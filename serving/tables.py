@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,38 +15,28 @@ from numpy.typing import NDArray
 from pmd.serving.errors import BundleError
 from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
 from pmd.serving.neighbours import NeighbourGraph
+from pmd.serving.rows import EntityRow, RelationRow, column
 from pmd.serving.vectors import VectorTable
-
-
-class EntityRow(NamedTuple):
-    """One line of `entities.tsv`."""
-
-    id: str
-    name: str
-    description: str
-
-
-class RelationRow(NamedTuple):
-    """One line of `relations.tsv`."""
-
-    id: str
-    text: str
 
 
 @dataclass(frozen=True)
 class Tables:
     """The graph of a bundle: E entities and R relations, in the order of their indices."""
 
-    entities: tuple[EntityRow, ...]
-    relations: tuple[RelationRow, ...]
+    entities: Sequence[EntityRow]
+    relations: Sequence[RelationRow]
     vectors: VectorTable
     known: KnownAnswers
     graph: NeighbourGraph
 
     def check(self, what: str) -> None:
         """Raise BundleError unless all parts agree in their counts and every index is in range."""
-        for rows, kind in ((self.entities, "entity"), (self.relations, "relation")):
-            _check_ids([row[0] for row in rows], kind, what)
+        both: tuple[tuple[Sequence[tuple[str, ...]], str], ...] = (
+            (self.entities, "entity"),
+            (self.relations, "relation"),
+        )
+        for rows, kind in both:
+            _check_ids(column(rows, 0), kind, what)
         entities, relations = len(self.entities), len(self.relations)
         _check_vectors(self.vectors, entities, what)
         if (self.known.num_entities, self.known.num_relations) != (entities, relations):
@@ -58,33 +48,12 @@ class Tables:
         _check_graph(self.graph, entities, what)
 
 
-def parse_rows(data: bytes, columns: int, what: str) -> list[list[str]]:
-    """Rows of a tab-separated UTF-8 file without header. Raises BundleError for another encoding or width."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from error
-    if text and not text.endswith("\n"):
-        raise BundleError(f"{what} does not end in a line break; it was cut")
-    # Split at line feeds alone: str.splitlines would also break at characters that a description may hold.
-    rows = [line.split("\t") for line in text.split("\n")[:-1]]
-    for number, row in enumerate(rows, start=1):
-        if len(row) != columns:
-            raise BundleError(f"{what}, line {number}: expected {columns} columns, found {len(row)}")
-    return rows
-
-
-def format_rows(rows: Sequence[Sequence[str]], what: str) -> bytes:
-    """The bytes that `parse_rows` reads back. Raises BundleError if a text holds a tab or a line break."""
-    for row in rows:
-        if any("\t" in text or "\n" in text for text in row):
-            raise BundleError(f"{what}: the row of {row[0]!r} holds a tab or a line break; replace it with a space")
-    return "".join("\t".join(row) + "\n" for row in rows).encode("utf-8")
-
-
 def _check_ids(ids: Sequence[str], kind: str, what: str) -> None:
     if not ids:
         raise BundleError(f"{what} has no {kind}; at least one is needed")
+    distinct = set(ids)
+    if len(distinct) == len(ids) and "" not in distinct:
+        return
     seen: set[str] = set()
     for number, key in enumerate(ids, start=1):
         if not key or key in seen:

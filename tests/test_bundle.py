@@ -36,7 +36,7 @@ from pmd.serving.bundle import (
     write_tables,
 )
 from pmd.serving.manifest import FIELDS
-from pmd.serving.tables import EntityRow, format_rows, parse_rows
+from pmd.serving.rows import ChangedRows, EntityRow, TextRows, format_rows
 
 FILES = [
     *TABLE_FILES,
@@ -92,8 +92,8 @@ def reseal(folder: Path) -> None:
 def test_a_good_bundle_opens_as_it_was_written(tiny_folder, verify):
     bundle, tables = Bundle.open(tiny_folder, verify=verify), tiny_tables()
     assert sorted(bundle.files()) == sorted(set(FILES) - {SCALES})
-    assert bundle.tables.entities == ENTITIES
-    assert bundle.tables.relations == RELATIONS
+    assert tuple(bundle.tables.entities) == ENTITIES
+    assert tuple(bundle.tables.relations) == RELATIONS
     for part in ("keys", "offsets", "answers", "splits"):
         np.testing.assert_array_equal(getattr(bundle.tables.known, part), getattr(tables.known, part))
     for part in ("offsets", "targets"):
@@ -104,7 +104,7 @@ def test_a_good_bundle_opens_as_it_was_written(tiny_folder, verify):
 def test_a_zip_is_the_folder(tiny_int8_folder, zipped):
     ours, theirs = Bundle.open(zipped, verify=True), Bundle.open(tiny_int8_folder)
     assert ours.manifest == theirs.manifest
-    assert ours.tables.entities == theirs.tables.entities
+    assert tuple(ours.tables.entities) == tuple(theirs.tables.entities)
     np.testing.assert_array_equal(ours.tables.vectors.values, theirs.tables.vectors.values)
     np.testing.assert_array_equal(ours.tables.vectors.scales, theirs.tables.vectors.scales)
     for name in theirs.files():
@@ -439,10 +439,38 @@ def test_a_numpy_file_never_unpickles(folder, tmp_path, name):
     assert trap.exists()  # the trap works
 
 
+def read_rows(data: bytes) -> TextRows[EntityRow]:
+    return TextRows(np.frombuffer(data, np.uint8), EntityRow, "t")
+
+
+@given(st.lists(st.tuples(*[st.text(st.characters(exclude_characters="\t\n", codec="utf-8"))] * 3)))
+def test_rows_are_read_as_they_were_written(rows):
+    rows = [EntityRow(*row) for row in rows]
+    read = read_rows(format_rows(rows, "t"))
+    assert list(read) == rows == read[:]
+    assert read[::-2] == rows[::-2]
+    assert [read.column(number) for number in range(3)] == [[row[number] for row in rows] for number in range(3)]
+    assert [read[-place] for place in range(1, len(rows) + 1)] == rows[::-1]
+    with pytest.raises(IndexError):
+        read[len(rows)]
+
+
+def test_rows_with_others_laid_over_them():
+    rows = [EntityRow(str(number), "", "") for number in range(4)]
+    changed = ChangedRows.over(rows, 2, EntityRow("two", "", ""))
+    grown = ChangedRows.over(changed, 4, EntityRow("four", "", ""))
+    assert [row.id for row in grown] == ["0", "1", "two", "3", "four"]
+    assert [row.id for row in changed] == ["0", "1", "two", "3"]
+    assert [row.id for row in rows] == ["0", "1", "2", "3"]
+    assert [row.id for row in grown[1:3]] == ["1", "two"]
+    with pytest.raises(IndexError):
+        changed[4]
+
+
 def test_rows_survive_every_character_but_tabs_and_line_feeds():
     odd = "a\u2028b\x0bc\x85d\r e"  # str.splitlines would break at each of these
     rows = [EntityRow("id", odd, "")]
-    assert parse_rows(format_rows(rows, "t"), 3, "t") == [list(rows[0])]
+    assert list(read_rows(format_rows(rows, "t"))) == rows
     for bad in ("a\tb", "a\nb"):
         with pytest.raises(BundleError, match="row of 'id' holds a tab or a line break"):
             format_rows([EntityRow("id", bad, "")], "t")

@@ -21,7 +21,8 @@ from pmd.serving.known import TEST, VALID, KnownAnswers
 from pmd.serving.manifest import SCHEMA
 from pmd.serving.neighbours import NeighbourGraph, reranked
 from pmd.serving.ranking import FloatArray, evaluate
-from pmd.serving.tables import EntityRow, RelationRow, Tables
+from pmd.serving.rows import EntityRow, RelationRow
+from pmd.serving.tables import Tables
 from pmd.serving.texts import Templates, TextBuilder
 from pmd.serving.tokenization import Text, TextTokenizer
 from pmd.serving.vectors import VectorTable
