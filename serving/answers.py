@@ -10,6 +10,7 @@ import numpy as np
 
 from pmd.serving.errors import QueryError
 from pmd.serving.known import IntArray
+from pmd.serving.rows import cell
 from pmd.serving.search import Found, Wish
 from pmd.serving.snapshot import NONE, Question, Snapshot
 
@@ -50,7 +51,7 @@ def predictions(state: Snapshot, found: Found) -> list[Prediction]:
     """What was found, by id and name."""
     rows = state.rows
     return [
-        Prediction(rows[index].id, rows[index].name, score)
+        Prediction(cell(rows, index, 0), cell(rows, index, 1), score)
         for index, score in zip(found[0].tolist(), found[1].tolist(), strict=True)
     ]
 

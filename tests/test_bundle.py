@@ -450,6 +450,9 @@ def test_rows_are_read_as_they_were_written(rows):
     assert list(read) == rows == read[:]
     assert read[::-2] == rows[::-2]
     assert [read.column(number) for number in range(3)] == [[row[number] for row in rows] for number in range(3)]
+    assert [tuple(read.cell(place, number) for number in range(3)) for place in range(len(rows))] == rows
+    fresh = read_rows(format_rows(rows, "t"))  # no column of it was read as a whole
+    assert [tuple(fresh.cell(place, number) for number in range(3)) for place in range(len(rows))] == rows
     assert [read[-place] for place in range(1, len(rows) + 1)] == rows[::-1]
     with pytest.raises(IndexError):
         read[len(rows)]
@@ -461,6 +464,7 @@ def test_rows_with_others_laid_over_them():
     grown = ChangedRows.over(changed, 4, EntityRow("four", "", ""))
     assert [row.id for row in grown] == ["0", "1", "two", "3", "four"]
     assert [row.id for row in changed] == ["0", "1", "two", "3"]
+    assert [grown.cell(place, 0) for place in range(5)] == ["0", "1", "two", "3", "four"]
     assert [row.id for row in rows] == ["0", "1", "2", "3"]
     assert [row.id for row in grown[1:3]] == ["1", "two"]
     with pytest.raises(IndexError):
