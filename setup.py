@@ -24,6 +24,8 @@ TRAIN = [
 # The TorchScript exporter traces transformers 4's attention; optimum-onnx asks for < 4.58 too.
 EXPORT = [*TRAIN, "onnx>=1.17", "onnx-ir>=0.1", "transformers<4.58"]
 BENCH = ["psutil>=5.9", "matplotlib>=3.8", "Jinja2>=3.1"]
+ANN = ["usearch>=2.16"]
+SERVER = ["starlette>=0.40", "uvicorn>=0.30", "pydantic>=2.8", "prometheus-client>=0.20"]
 STUDY = [*TRAIN, "optuna>=4.2", "matplotlib>=3.8"]
 TRACK = ["tensorboard>=2.16", "mlflow>=2.16", "wandb>=0.17"]
 DATA = ["pyarrow>=15", "rdflib>=7.0", "PyYAML>=6.0", "matplotlib>=3.8", "Jinja2>=3.1"]
@@ -39,6 +41,11 @@ DEV = [
     "pre-commit>=4.0",
     "types-PyYAML",
     "tensorboard>=2.16",
+    "httpx>=0.27",
+    "playwright>=1.45",
+    "schemathesis>=4.0",
+    "faiss-cpu>=1.8",
+    "jsonschema>=4.20",
 ]
 
 README = Path(__file__).with_name("README.md")
@@ -64,7 +71,9 @@ setup(
         "pmd.study",
         "pmd.export",
         "pmd.serving",
+        "pmd.serving.server",
         "pmd.benchmarks",
+        "pmd.benchmarks.edge",
         "pmd.benchmarks.gpu",
         "pmd.benchmarks.loops",
         "pmd.benchmarks.towers",
@@ -72,7 +81,9 @@ setup(
     package_data={
         "pmd": ["py.typed", "recipes/*.yaml", "data/*/*.tsv", "data/*/*.json"],
         "pmd.datasets": ["catalogue.yaml", "templates/*"],
-        "pmd.benchmarks": ["templates/*"],
+        "pmd.serving": ["graphs/*.onnx"],
+        "pmd.serving.server": ["static/*"],
+        "pmd.benchmarks": ["templates/*", "facts/*"],
         "pmd.benchmarks.gpu": ["slices.yaml"],
     },
     install_requires=RUNTIME,
@@ -83,10 +94,12 @@ setup(
         "export": EXPORT,
         "bench": BENCH,
         "data": DATA,
+        "server": SERVER,
+        "ann": ANN,
         "study": STUDY,
         "track": TRACK,
         "dev": DEV,
-        "all": [*CPU, *EXPORT, *BENCH, *DATA, *STUDY],
+        "all": [*CPU, *EXPORT, *ANN, *BENCH, *DATA, *SERVER, *STUDY],
     },
     entry_points={
         "console_scripts": [
@@ -97,6 +110,7 @@ setup(
             "pmd-hub = pmd.export.hubcli:main",
             "pmd-bench = pmd.benchmarks.cli:main",
             "pmd-predict = pmd.serving.cli:main",
+            "pmd-serve = pmd.serving.server.cli:main",
         ]
     },
 )

@@ -132,4 +132,5 @@ def _cosines(vectors: VectorTable, entity: int, others: IntArray) -> FloatArray:
     one = vectors.take(np.array([entity])).vectors().astype(np.float64)
     one /= np.linalg.norm(one)
     distinct, place = np.unique(others, return_inverse=True)
-    return np.asarray(vectors.scores(one)[0][distinct][place])
+    cosines = vectors.scores(one)[0][distinct][place]
+    return np.asarray(cosines.clip(-1, 1))  # vectors rounded to int8 are a little longer or shorter than 1

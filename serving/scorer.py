@@ -233,7 +233,10 @@ class Scorer:
         return self._top(tail, relation, k, how, among)
 
     def score(self, triples: Triples) -> FloatArray:
-        """Score of each (head, relation, tail), float32 (N,): what `top_tails` gives that tail, bit for bit.
+        """Score of each (head, relation, tail), float32 (N,): what `top_tails` gives that tail.
+
+        To the last bit, for the same vector of the question; a float graph's vector may move by less than 1e-5 with
+        what is encoded beside it.
 
         Raises UnknownEntity, UnknownRelation, QueryError.
         """

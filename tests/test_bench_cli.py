@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench_rows
 import pytest
 from click.testing import CliRunner, Result
 from tiny_bundle import TEST_TRIPLES, write_tiny_bundle
@@ -36,8 +37,9 @@ def test_whole_command_with_a_folder_a_zip_and_a_corrupt_bundle(here):
     assert done.exit_code == 1
     lines = done.stdout.strip().splitlines()
     last = json.loads(lines[-1])
-    assert set(last) == {"schema", "report", "html", "results", "errors", "seconds"}
+    assert set(last) == {"schema", "report", "html", "results", "errors", "gate", "seconds"}
     assert (last["schema"], last["results"], last["errors"]) == ("pmd-bench-run/1", 3, 1)
+    assert last["gate"] is None
     assert lines[-2] == f"report: {last['html']}"
     assert lines[0].split()[:3] == ["model", "method", "precision"]
     assert any(line.startswith("failed: corrupt: ") for line in lines)
@@ -59,8 +61,10 @@ def test_whole_command_with_a_folder_a_zip_and_a_corrupt_bundle(here):
     assert sorted(path.name for path in Path("reports/tiny").iterdir()) == [
         "curve.png",
         "curve.svg",
+        "report.csv",
         "report.html",
         "report.json",
+        "report.md",
     ]
 
 
@@ -95,6 +99,22 @@ def test_a_missing_extra_names_the_pip_command(here, monkeypatch):
     assert mistake(bench(bundle)) == "error: psutil not installed; run: pip install 'pmd-kgc[bench]'"
 
 
+def test_reading_reports_needs_no_extra(here, monkeypatch):
+    report = bench_rows.report()
+    (here / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    assert bench("pick", here).exit_code == 0
+    assert bench("compare", here, here).exit_code == 0
+
+
+def test_a_bundle_called_like_a_command_is_named_with_its_folder(here):
+    for name in ("compare", "pick"):
+        write_tiny_bundle(Path(name))
+        assert "Missing argument" in mistake(bench(name))
+    assert "different" not in mistake(bench("./pick", "./compare", "--fail-if", "x"))
+    assert "--threads" in mistake(bench("./pick", "--threads", 0))
+
+
 def test_help_has_examples():
     done = bench("--help")
     assert done.exit_code == 0
@@ -103,7 +123,8 @@ def test_help_has_examples():
 
 
 def test_importing_loads_nothing_heavy():
-    code = "import sys, pmd.benchmarks, pmd.benchmarks.cli; print(*{name.split('.')[0] for name in sys.modules})"
+    modules = "pmd.benchmarks, pmd.benchmarks.cli, pmd.benchmarks.commands"
+    code = f"import sys, {modules}; print(*{{name.split('.')[0] for name in sys.modules}})"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "transformers", "onnx", "onnxruntime", "matplotlib", "jinja2", "psutil"}
     assert not heavy & set(child.stdout.split())

@@ -14,7 +14,7 @@ from tiny_bundle import TEST_TRIPLES, write_tiny_bundle
 
 from pmd.benchmarks import questions
 from pmd.benchmarks.errors import MeasureError
-from pmd.benchmarks.latency import laps_ns, summary_ms
+from pmd.benchmarks.latency import intervals_ms, laps_ns, rate_interval, summary_ms
 from pmd.benchmarks.memory import peak_rss_bytes
 from pmd.serving import Scorer
 
@@ -32,6 +32,35 @@ def test_percentiles_of_known_laps():
 
 def test_a_single_lap_is_every_percentile():
     assert set(summary_ms(np.array([2_500_000])).values()) == {2.5}
+
+
+def test_intervals_of_known_laps():
+    """Of 1,000 laps the median's interval is laps 469 to 531, p95's 936 to 964, p99's 983 to 997."""
+    laps = np.random.default_rng(0).permutation(np.arange(1, 1001, dtype=np.int64)) * 1_000_000
+    assert intervals_ms(laps) == {"p50": [469.0, 531.0], "p95": [936.0, 964.0], "p99": [983.0, 997.0]}
+
+
+def test_an_end_that_few_laps_cannot_tell_is_unknown():
+    found = intervals_ms(np.arange(1, 21, dtype=np.int64) * 1_000_000)
+    assert found["p50"] == [5.0, 15.0]
+    assert found["p95"][1] is found["p99"][1] is None
+    assert list(intervals_ms(np.array([2_500_000])).values()) == [[None, None]] * 3
+    assert rate_interval(np.array([2_500_000]), 64) == [None, None]
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    tries, truths = 400, {"p50": np.log(2), "p95": np.log(20)}  # quantiles of the exponential distribution
+    held = dict.fromkeys((*truths, "rate"), 0)
+    for _ in range(tries):
+        laps = (rng.exponential(size=300) * 1e6).astype(np.int64)
+        found = intervals_ms(laps)
+        for name, truth in truths.items():
+            low, high = found[name]
+            held[name] += low <= truth <= high
+        low, high = rate_interval(laps, 64)
+        held["rate"] += low <= 64_000 <= high  # a lap of 1 ms on average
+    assert all(0.92 <= count / tries <= 0.99 for count in held.values()), held
 
 
 def test_warm_up_is_not_timed_and_goes_round():

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
-    "serving": {"numpy", "onnxruntime", "tokenizers", "click"},
+    "serving": {"numpy", "onnxruntime", "tokenizers", "click", "usearch"},
+    "serving/server": {"starlette", "uvicorn", "pydantic", "pydantic_core", "prometheus_client", "click"},
     "pmd": {"numpy", "torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "pydantic", "yaml"}
     | {"rich", "click", "accelerate"},
     "pmd/study": {"numpy", "torch", "transformers", "pydantic", "yaml", "click", "optuna", "matplotlib"},
@@ -21,10 +22,12 @@ MAY_IMPORT = {
     "benchmarks/gpu": {"numpy", "safetensors", "yaml", "click"},
     "benchmarks/loops": {"numpy", "torch"},
     "benchmarks/towers": {"numpy", "torch", "transformers", "safetensors", "sentence_transformers"},
+    "benchmarks/edge": {"numpy", "onnxruntime", "torch", "sentence_transformers", "faiss", "usearch", "httpx", "safetensors"},
     "benchmarks": {"numpy", "psutil", "matplotlib", "jinja2", "click", "tokenizers", "onnxruntime", "markupsafe"},
 }
 OURS = {
     "serving": {"pmd.serving"},
+    "serving/server": {"pmd.serving"},
     "pmd": {"pmd", "pmd.serving", "pmd.datasets"},
     "pmd/study": {"pmd", "pmd.serving", "pmd.datasets", "pmd.study"},
     "pmd/datasets": {"pmd.errors", "pmd.graph", "pmd.published", "pmd.serving", "pmd.datasets"},
@@ -33,11 +36,13 @@ OURS = {
     "benchmarks/gpu": {"pmd.serving", "pmd.benchmarks"},
     "benchmarks/loops": {"pmd", "pmd.serving", "pmd.datasets", "pmd.benchmarks"},  # in child processes alone
     "benchmarks/towers": {"pmd", "pmd.serving", "pmd.datasets", "pmd.benchmarks"},  # as well
+    "benchmarks/edge": {"pmd", "pmd.serving", "pmd.benchmarks"},  # as well
 }
 FOLDERS = {"export", "serving", "benchmarks"}
 PACKAGES = FOLDERS | {"datasets", "study"}
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "matplotlib", "optimum", "pydantic"}
-HEAVY |= {"pyarrow", "rdflib", "optuna"}
+HEAVY |= {"pyarrow", "rdflib", "optuna", "usearch", "starlette", "uvicorn", "prometheus_client"}
+EDGE_BYTES = 300_000  # of our own code that answering needs
 
 
 def imported(path):
@@ -70,6 +75,7 @@ def test_import_rules(folder):
 
 LIGHT = ["pmd", "pmd.serving", "pmd.export", "pmd.benchmarks", "pmd.datasets"]
 LIGHT += ["pmd.cli", "pmd.serving.cli", "pmd.datasets.cli", "pmd.study.cli", "pmd.export.hubcli"]
+LIGHT += ["pmd.serving.server.cli", "pmd.serving.near"]
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -85,6 +91,12 @@ def test_modules_keep_to_their_size(folder):
     for path in modules(folder):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, path
         assert path.stem not in {"utils", "common", "helpers", "misc"}
+
+
+def test_the_edge_runtime_is_small():
+    """Modules and graphs of `serving/`; the HTTP server, which has an extra of its own, is not among them."""
+    files = [*modules("serving"), *(ROOT / "serving/graphs").iterdir()]
+    assert sum(path.stat().st_size for path in files) < EDGE_BYTES
 
 
 def test_nothing_unpickles_or_evaluates():
@@ -108,6 +120,8 @@ def test_the_wheel_installs_every_package_and_its_data(tmp_path):
     expected |= {f"pmd/data/umls/{name}.tsv" for name in ("entities", "relations", "train", "valid", "test")}
     expected |= {"pmd/datasets/catalogue.yaml", "pmd/datasets/templates/check.html.j2"}
     expected |= {"pmd/recipes/umls.yaml", "pmd/py.typed", "pmd/benchmarks/templates/report.html.j2"}
+    expected |= {f"pmd/serving/server/static/{path.name}" for path in (ROOT / "serving/server/static").iterdir()}
+    expected |= {"pmd/serving/graphs/int8.onnx", "pmd/serving/graphs/float32.onnx"}
     expected |= {"pmd/benchmarks/gpu/slices.yaml", "pmd/recipes/wn18rr-bert.yaml"}
     assert expected <= names, expected - names
     tops = {name.split("/")[0] for name in names}

@@ -1,0 +1,140 @@
+"""One bundle behind the server: its Scorer, its two queues, and its completions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+from pmd.serving.errors import QueryError, UnknownEntity, UnknownRelation
+from pmd.serving.scorer import Scorer
+from pmd.serving.server.batching import Batcher, Busy
+from pmd.serving.server.calls import Explain, Options, Question, Top, call
+from pmd.serving.server.completion import Completion
+from pmd.serving.server.limits import Limits
+from pmd.serving.server.metrics import Metrics
+from pmd.serving.server.refusals import CLIENT_GONE, Refusal, unusable
+
+Gone: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+"""Returns when the client has closed the connection."""
+
+
+class ServedBundle:
+    """A bundle that answers requests. Questions wait in one queue; what is slow and rare waits in another.
+
+    The other queue, with a thread of its own, takes explanations and keys that name no entity: the search for the
+    nearest names takes a hundred times as long as an answer.
+    """
+
+    def __init__(self, name: str, scorer: Scorer, limits: Limits, metrics: Metrics, threads: int) -> None:
+        """name: as it stands in addresses. threads: calls of the Scorer at once, for questions."""
+        self.name, self.scorer = name, scorer
+        self._seconds = limits.timeout_seconds
+
+        def count_batch(questions: int) -> None:
+            metrics.questions.labels(name).inc(questions)
+            metrics.batch_questions.labels(name).observe(questions)
+
+        queue = partial(Batcher[Options, Question, Any], partial(call, scorer), max_waiting=limits.max_waiting)
+        self._answers = queue(max_questions=limits.max_batch, threads=threads, on_batch=count_batch)
+        self._aside = queue(max_questions=1, on_batch=metrics.questions.labels(name).inc)
+        self._completion: Completion | None = None
+        metrics.watch_waiting(name, lambda: self._answers.waiting + self._aside.waiting)
+
+    def about(self) -> dict[str, Any]:
+        """What the bundle says of itself, JSON-ready."""
+        manifest = self.scorer.bundle.manifest
+        facts = {key: manifest[key] for key in ("dataset", "method", "grade", "precision", "encoder")}
+        sizes = {"entities": self.scorer.num_entities, "relations": self.scorer.num_relations}
+        return {"name": self.name, **facts, **sizes, "reranks": manifest["rerank"] is not None} | {
+            "metrics": manifest["metrics"]
+        }
+
+    def relations(self) -> list[dict[str, str]]:
+        """Id and text of every relation."""
+        return [{"id": row.id, "text": row.text} for row in self.scorer.bundle.tables.relations]
+
+    async def entities(self, query: str, limit: int) -> list[dict[str, str]]:
+        """At most `limit` entities whose id or name begins with `query` or holds it."""
+        found = await asyncio.to_thread(self._complete, query, limit)
+        return [{"id": key, "name": name} for key, name in found]
+
+    async def ask(self, options: Options, questions: Sequence[Question], gone: Gone) -> list[Any]:
+        """An answer to each question. Raises Refusal: 422, 429, 504."""
+        if isinstance(options, Explain):
+            return await self._wait(self._aside, options, questions, gone)
+        place = self._first_of_nobody(options, questions)
+        if place is not None:  # an answer means that the entity was added meanwhile
+            await self._wait(self._aside, options, [questions[place]], gone, place if len(questions) > 1 else None)
+        return await self._wait(self._answers, options, questions, gone)
+
+    def close(self) -> None:
+        """Wait for running calls and let the threads go."""
+        self._answers.close()
+        self._aside.close()
+
+    def _complete(self, query: str, limit: int) -> list[tuple[str, str]]:
+        if self._completion is None:  # built on first use: nobody may ever type
+            rows = self.scorer.bundle.tables.entities
+            self._completion = Completion([row.id for row in rows], [row.name for row in rows])
+        return self._completion.find(query, limit)
+
+    def _first_of_nobody(self, options: Options, questions: Sequence[Question]) -> int | None:
+        """The first question with a key that names no entity; None if there is none."""
+        if any(self.scorer.find_entity(key) is None for key in _candidates(options)):
+            return 0
+        for place, question in enumerate(questions):
+            if any(self.scorer.find_entity(key) is None for key in _keys(options, question)):
+                return place
+        return None
+
+    async def _wait(
+        self,
+        queue: Batcher[Options, Question, Any],
+        options: Options,
+        questions: Sequence[Question],
+        gone: Gone,
+        place: int | None = None,
+    ) -> list[Any]:
+        try:
+            future = queue.submit(options, questions)
+        except Busy as busy:
+            raise Refusal(429, "busy", str(busy), {"Retry-After": str(busy.retry_seconds)}) from busy
+        answers = await _settled(future, gone, self._seconds)
+        counted = len(answers) > 1 or place is not None
+        for index, answer in enumerate(answers):
+            if isinstance(answer, QueryError | UnknownEntity | UnknownRelation):
+                which = f"question {index if place is None else place}: " if counted else ""
+                # Where the bundle lies is nothing to a client.
+                raise unusable(which + str(answer).replace(str(self.scorer.bundle.path), f"bundle {self.name}"))
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+
+def _candidates(options: Options) -> tuple[str, ...]:
+    return options.among or () if isinstance(options, Top) else ()
+
+
+def _keys(options: Options, question: Question) -> tuple[str, ...]:
+    """What of a question must name an entity."""
+    if isinstance(options, Top):
+        return () if options.is_text else question[:1]
+    return question[0], question[2]
+
+
+async def _settled(future: asyncio.Future[list[Any]], gone: Gone, seconds: float) -> list[Any]:
+    """The result of `future`, which is cancelled if the client leaves or `seconds` pass first."""
+    leaving = asyncio.create_task(gone())
+    either: set[asyncio.Future[Any]] = {future, leaving}
+    try:
+        done, _ = await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if future in done:
+            return future.result()
+        if leaving in done:
+            raise Refusal(CLIENT_GONE, "client_gone", "the client closed the connection before the answer")
+        raise Refusal(504, "timeout", f"no answer within {seconds:g} s; ask fewer questions at once, or later")
+    finally:
+        leaving.cancel()
+        future.cancel()
