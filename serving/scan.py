@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pmd.serving.encoder import open_session
-from pmd.serving.known import IntArray
 from pmd.serving.ranking import FloatArray, RankingError
 from pmd.serving.vectors import VectorTable
 
@@ -31,7 +30,7 @@ GRAPHS = "graphs"
 """The folder of the two graphs, a few hundred bytes each."""
 QUERY_BITS = (8, 7)
 ENTITY_MAX = 127
-FLOAT_ROUNDING = 1e-6  # of a score of length 1: four roundings to float32, the last one by onnxruntime
+FLOAT_ROUNDING = 1e-6  # of a score of length 1: some roundings to float32, of 6e-8 each
 PROBE_ENTITIES = 80  # more than one tile of any kernel, and a rest
 
 
@@ -46,35 +45,29 @@ class Scan(Protocol):
 
 
 class Int8Scan:
-    """Of an int8 table."""
+    """Of an int8 table. The graph rounds the query itself and gives back the length of what rounding took."""
 
     def __init__(self, table: VectorTable, session: InferenceSession, bits: int) -> None:
-        """bits: of the query, 8 or 7; see `query_bits`."""
+        """bits: of the query, 8 or 7; see `make_scan`."""
         self.about = f"onnxruntime, int8, queries of {bits} bits"
         self._session, self._table = session, table
-        self._levels = 2 ** (bits - 1) - 1
-        ones = np.ones((1, table.width), np.uint8)
-        sums = session.run(["dots"], self._inputs(ones, np.zeros(len(table), np.int32)))[0][0]
-        self._shift = sums * np.int32(self._levels + 1)
+        levels = _levels(bits)
+        largest = 2 * levels + 1
+        self._inputs = {
+            "entities": table.columns,
+            "scales": table.scales,
+            "levels": np.array(levels, np.float32),
+            "shift": np.zeros(len(table), np.int32),
+        }
+        ones = np.ones((1, table.width), np.float32)  # each becomes the largest number there is
+        sums = session.run(["products"], {"queries": ones} | self._inputs)[0][0] // largest
+        self._inputs["shift"] = sums * np.int32(levels + 1)
 
     def __call__(self, queries: FloatArray) -> tuple[FloatArray, FloatArray]:
         """As `Scan`."""
-        steps = np.abs(queries).max(axis=1, keepdims=True) / self._levels
-        steps[steps == 0] = 1.0
-        whole = np.rint(queries / steps)
-        rest = _lengths(queries - whole * steps)
-        shifted = (whole + (self._levels + 1)).astype(np.uint8)
-        (scores,) = self._session.run(["scores"], self._inputs(shifted, self._shift, steps.astype(np.float32)))
-        return scores, self._table.longest * (rest + FLOAT_ROUNDING * _lengths(queries))
-
-    def _inputs(self, shifted: IntArray, shift: IntArray, steps: FloatArray | None = None) -> dict[str, object]:
-        return {
-            "queries": shifted,
-            "entities": self._table.columns,
-            "shift": shift,
-            "scales": self._table.scales,
-            "steps": np.ones((len(shifted), 1), np.float32) if steps is None else steps,
-        }
+        inputs = {"queries": queries.astype(np.float32)} | self._inputs
+        scores, rest, lengths = self._session.run(["scores", "rest", "lengths"], inputs)
+        return scores, self._table.longest * (rest + FLOAT_ROUNDING * lengths).astype(np.float64)
 
 
 class Float32Scan:
@@ -103,8 +96,13 @@ def make_scan(table: VectorTable, threads: int | None) -> Scan | None:
     if table.scales is None:
         return Float32Scan(table, _session("float32", threads))
     session = _session("int8", threads)
-    bits = next((bits for bits in QUERY_BITS if _sums_are_exact(session, bits)), None)
+    bits = next((bits for bits in QUERY_BITS if _sums_are_exact(session, _levels(bits))), None)
     return None if bits is None else Int8Scan(table, session, bits)
+
+
+def _levels(bits: int) -> int:
+    """The largest whole number on either side of 0 that a query is rounded to."""
+    return int(2 ** (bits - 1)) - 1
 
 
 def _lengths(vectors: FloatArray) -> FloatArray:
@@ -116,20 +114,20 @@ def _session(kind: str, threads: int | None) -> InferenceSession:
     return open_session(graph, threads=threads)
 
 
-def _sums_are_exact(session: InferenceSession, bits: int) -> bool:
+def _sums_are_exact(session: InferenceSession, levels: int) -> bool:
     """Whether the kernels for one query and for several add up the largest products there are."""
     width = 64
     entities = np.full((width, PROBE_ENTITIES), ENTITY_MAX, np.int8)
     entities[:, ::2] = -ENTITY_MAX
-    wanted = entities.sum(axis=0, dtype=np.int64) * (2**bits - 1)
+    wanted = entities.sum(axis=0, dtype=np.int64) * (2 * levels + 1)
     for queries in (1, 2, 5):
         inputs = {
-            "queries": np.full((queries, width), 2**bits - 1, np.uint8),
+            "queries": np.ones((queries, width), np.float32),
             "entities": entities,
-            "shift": np.zeros(PROBE_ENTITIES, np.int32),
             "scales": np.ones(PROBE_ENTITIES, np.float32),
-            "steps": np.ones((queries, 1), np.float32),
+            "levels": np.array(levels, np.float32),
+            "shift": np.zeros(PROBE_ENTITIES, np.int32),
         }
-        if not (session.run(["dots"], inputs)[0] == wanted).all():
+        if not (session.run(["products"], inputs)[0] == wanted).all():
             return False
     return True

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pmd.serving.known import IntArray
 from pmd.serving.ranking import FloatArray
 from pmd.serving.scan import Scan, make_scan
-from pmd.serving.vectors import GRID, VectorTable, on_grid, top_k
+from pmd.serving.vectors import GRID, VectorTable, on_grid
 
 QUERIES_AT_ONCE = 64  # 64 x 41,000 float32 scores are 10 MB
 NEAR_MARGIN = 10  # asked of an index beyond what is wanted
@@ -159,7 +159,7 @@ def _chosen(candidates: IntArray, table: VectorTable, query: FloatArray, wish: W
     scores = _exact(candidates, table, query, fresh)
     if wish.nearer is not None:
         scores[np.isin(candidates, wish.nearer)] += np.float32(wish.weight)
-    best = top_k(scores, wish.k)
+    best = np.argsort(-scores, kind="stable")[: wish.k]  # candidates rise, so of equals the lower comes first
     return candidates[best], scores[best]
 
 

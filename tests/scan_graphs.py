@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 FOLDER = Path(__file__).parents[1] / "serving/graphs"
 OPSET, IR = 14, 8  # what onnxruntime 1.20 and all later ones read
@@ -18,21 +19,42 @@ def scan_graphs() -> dict[str, bytes]:
 
 def _int8() -> onnx.ModelProto:
     nodes = [
-        helper.make_node("MatMulInteger", ["queries", "entities"], ["raw"]),
-        helper.make_node("Sub", ["raw", "shift"], ["dots"]),
+        # query = steps * whole + what is left
+        helper.make_node("Abs", ["queries"], ["sizes"]),
+        helper.make_node("ReduceMax", ["sizes"], ["largest"], axes=[1], keepdims=1),
+        helper.make_node("Max", ["largest", "tiny"], ["peaks"]),
+        helper.make_node("Div", ["peaks", "levels"], ["steps"]),
+        helper.make_node("Div", ["queries", "steps"], ["stretched"]),
+        helper.make_node("Round", ["stretched"], ["whole"]),
+        helper.make_node("Mul", ["whole", "steps"], ["rounded"]),
+        helper.make_node("Sub", ["queries", "rounded"], ["left"]),
+        helper.make_node("ReduceL2", ["left"], ["rest"], axes=[1], keepdims=0),
+        helper.make_node("ReduceL2", ["queries"], ["lengths"], axes=[1], keepdims=0),
+        # unsigned, for the kernel that is fast; the shift is taken off the products
+        helper.make_node("Add", ["levels", "one"], ["zero"]),
+        helper.make_node("Add", ["whole", "zero"], ["shifted"]),
+        helper.make_node("Cast", ["shifted"], ["bytes"], to=TensorProto.UINT8),
+        helper.make_node("MatMulInteger", ["bytes", "entities"], ["products"]),
+        helper.make_node("Sub", ["products", "shift"], ["dots"]),
         helper.make_node("Cast", ["dots"], ["numbers"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["numbers", "scales"], ["stored"]),
         helper.make_node("Mul", ["stored", "steps"], ["scores"]),
     ]
     inputs = {
-        "queries": (TensorProto.UINT8, ["Q", "D"]),
+        "queries": (TensorProto.FLOAT, ["Q", "D"]),
         "entities": (TensorProto.INT8, ["D", "E"]),
-        "shift": (TensorProto.INT32, ["E"]),
         "scales": (TensorProto.FLOAT, ["E"]),
-        "steps": (TensorProto.FLOAT, ["Q", 1]),
+        "levels": (TensorProto.FLOAT, []),
+        "shift": (TensorProto.INT32, ["E"]),
     }
-    outputs = {"dots": (TensorProto.INT32, ["Q", "E"]), "scores": (TensorProto.FLOAT, ["Q", "E"])}
-    return _model("pmd-scan-int8", nodes, inputs, outputs)
+    outputs = {
+        "scores": (TensorProto.FLOAT, ["Q", "E"]),
+        "rest": (TensorProto.FLOAT, ["Q"]),
+        "lengths": (TensorProto.FLOAT, ["Q"]),
+        "products": (TensorProto.INT32, ["Q", "E"]),
+    }
+    constants = {"tiny": np.array(1e-30, np.float32), "one": np.array(1, np.float32)}
+    return _model("pmd-scan-int8", nodes, inputs, outputs, constants)
 
 
 def _float32() -> onnx.ModelProto:
@@ -46,12 +68,14 @@ def _model(
     nodes: list[onnx.NodeProto],
     inputs: dict[str, tuple[int, list[str | int]]],
     outputs: dict[str, tuple[int, list[str | int]]],
+    constants: dict[str, np.ndarray] | None = None,
 ) -> onnx.ModelProto:
     given, made = (
         [helper.make_tensor_value_info(key, kind, shape) for key, (kind, shape) in part.items()]
         for part in (inputs, outputs)
     )
-    graph = helper.make_graph(nodes, name, given, made)
+    weights = [numpy_helper.from_array(value, key) for key, value in (constants or {}).items()]
+    graph = helper.make_graph(nodes, name, given, made, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     onnx.checker.check_model(model)
     return model
