@@ -78,8 +78,11 @@ class Search:
         Raises MissingExtra without onnxruntime.
         """
         self.table, self._near = table, near
-        scan = make_scan(table, threads)
-        self._scan = scan if scan is not None and _is_faster(scan, table) else None
+        trial = table if len(table) <= TRIAL_ENTITIES else table.take(np.arange(TRIAL_ENTITIES))
+        scan = make_scan(trial, threads)
+        if scan is not None and not _is_faster(scan, trial):
+            scan = None
+        self._scan = scan if scan is None or trial is table else make_scan(table, threads)
         used = near or self._scan
         self.about = EXACT if used is None else used.about
 
@@ -204,18 +207,16 @@ def _kth_or_less(scores: FloatArray, k: int) -> float:
 
 
 def _is_faster(scan: Scan, table: VectorTable) -> bool:
-    """Whether a pass and a choice take less time than exact scores of every entity, on (a part of) this table."""
-    size = min(len(table), TRIAL_ENTITIES)
+    """Whether a pass takes less time than exact scores of every entity of a small table."""
     query = np.zeros((1, table.width))
     query[0, 0] = 1.0
-    part = table if size == len(table) else table.take(np.arange(size))
-    ways: tuple[Callable[[], object], ...] = (lambda: scan(query), lambda: part.scores(query))
-    laps = []
+    ways: tuple[Callable[[], object], ...] = (lambda: scan(query), lambda: table.scores(query))
+    best = []
     for way in ways:
-        times = []
+        laps = []
         for _ in range(TRIALS):
             start = time.perf_counter()
             way()
-            times.append(time.perf_counter() - start)
-        laps.append(min(times) / (len(table) if way is ways[0] else size))
-    return laps[0] < laps[1]
+            laps.append(time.perf_counter() - start)
+        best.append(min(laps))
+    return best[0] < best[1]

@@ -15,6 +15,7 @@ from pmd.benchmarks.edge.child import Answer, Request
 from pmd.benchmarks.errors import MeasureError
 from pmd.benchmarks.http_load import measure
 from pmd.benchmarks.questions import TOP
+from pmd.serving.cores import default_threads
 
 SERVE = ("-m", "pmd.serving.server.cli")
 LISTENING = "listening on "
@@ -26,7 +27,7 @@ def measure_http(request: Request) -> Answer:
     """Requests a second and their latency, for one question a request; server and clients share the machine.
 
     request: `bundle`, the file `questions`, `clients` (connections, each with one request at a time), `seconds`.
-    The bundle's graph runs on one thread. Raises MeasureError if any answer is not a 200.
+    Each call of the bundle runs on one thread, as many calls at once as there are cores. Raises MeasureError if any answer is not a 200.
     """
     rows = json.loads(Path(request["questions"]).read_text(encoding="utf-8"))
     asked = [row["question"] for row in rows if not row["question"]["inverse"]]
@@ -36,7 +37,7 @@ def measure_http(request: Request) -> Answer:
         found = measure(f"{url}/v1/bundles/{name}/tails", bodies, request["clients"], request["seconds"])
     if set(found["statuses"]) != {"200"}:
         raise MeasureError(f"pmd-serve answered {found['statuses']}, expected 200 alone")
-    return {**found, "threads": 1, "distinct_questions": len(bodies)}
+    return {**found, "threads": default_threads(), "distinct_questions": len(bodies)}
 
 
 @contextlib.contextmanager
@@ -45,7 +46,7 @@ def serving(bundle: str) -> Iterator[str]:
 
     Raises MeasureError if it ends before it listens, or with another exit code than 0.
     """
-    command = [sys.executable, *SERVE, bundle, "--port", "0", "--threads", "1"]
+    command = [sys.executable, *SERVE, bundle, "--port", "0", "--threads", str(default_threads())]
     environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
