@@ -27,7 +27,8 @@ def measure_http(request: Request) -> Answer:
     """Requests a second and their latency, for one question a request; server and clients share the machine.
 
     request: `bundle`, the file `questions`, `clients` (connections, each with one request at a time), `seconds`.
-    Each call of the bundle runs on one thread, as many calls at once as there are cores. Raises MeasureError if any answer is not a 200.
+    Each call of the bundle runs on one thread, as many calls at once as there are cores. Raises MeasureError if any
+    answer is not a 200.
     """
     rows = json.loads(Path(request["questions"]).read_text(encoding="utf-8"))
     asked = [row["question"] for row in rows if not row["question"]["inverse"]]
