@@ -16,7 +16,7 @@ class Limits:
 
     max_body_bytes: int = 1_048_576
     max_batch: int = 64
-    """Questions of a request, and questions of one call of a Scorer; a Scorer scores 64 at once."""
+    """Questions of a request."""
     max_k: int = 1000
     max_text_characters: int = 10_000
     max_waiting: int = 256

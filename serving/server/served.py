@@ -16,6 +16,8 @@ from pmd.serving.server.limits import Limits
 from pmd.serving.server.metrics import Metrics
 from pmd.serving.server.refusals import CLIENT_GONE, Refusal, unusable
 
+QUESTIONS_AT_ONCE = 8  # of one call: more together cost less each, and make the last of them wait longer
+
 Gone: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 """Returns when the client has closed the connection."""
 
@@ -37,7 +39,9 @@ class ServedBundle:
             metrics.batch_questions.labels(name).observe(questions)
 
         queue = partial(Batcher[Options, Question, Any], partial(call, scorer), max_waiting=limits.max_waiting)
-        self._answers = queue(max_questions=limits.max_batch, threads=threads, on_batch=count_batch)
+        self._answers = queue(
+            max_questions=min(limits.max_batch, QUESTIONS_AT_ONCE), threads=threads, on_batch=count_batch
+        )
         self._aside = queue(max_questions=1, on_batch=metrics.questions.labels(name).inc)
         self._completion: Completion | None = None
         metrics.watch_waiting(name, lambda: self._answers.waiting + self._aside.waiting)
