@@ -37,10 +37,12 @@ UNMEASURED: Row = {
     "metrics_reranked": None,
     "mrr_kept": None,
     "speedup": {"torch": None},
+    "against": {},
     "mrr_of_teacher": None,
     "mrr_torch": None,
     "queries_timed": None,
     "cores_busy": None,
+    "intervals": None,
     "cold_start_runs_ms": None,
     "cold_start_parts_ms": None,
     "evaluate_seconds": None,
@@ -74,6 +76,12 @@ class Plan:
     """Batches of 64 questions timed."""
     cold_starts: int = 3
     """Fresh processes whose median is the cold start."""
+    against: tuple[str, ...] = ()
+    """Names of peers, of `peers.registry.PEERS`, that each bundle is timed beside."""
+    run: Path | None = None
+    """Run whose weights the peers take; None for the latest in `runs` that has the bundle's."""
+    runs: Path = Path("runs")
+    """Folder of run folders."""
     speed_limit_s: float = 900
     """A bundle still answering after this long is given up; at 1,000 questions that is 0.9 s each."""
     quality_limit_s: float = 4 * 3600
@@ -128,14 +136,14 @@ def run_child(request: Mapping[str, Any], plan: Plan, limit_s: float) -> Answer:
             encoding="utf-8",
             errors="replace",
             timeout=limit_s,
-            env=_environment(plan.threads),
+            env=environment(plan.threads),
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise MeasureError(f"{request['task']}: no answer within {limit_s:g} s, given up") from error
     answer = _last_object(done.stdout)
     if answer is None:
-        raise MeasureError(f"{request['task']}: {_death(done)}")
+        raise MeasureError(f"{request['task']}: {death(done)}")
     if "error" in answer:
         raise MeasureError(answer["error"])
     return answer
@@ -182,7 +190,7 @@ def _kept(mrr: float, trained: Mapping[str, Any], split: str) -> Row:
     }
 
 
-def _environment(threads: int) -> dict[str, str]:
+def environment(threads: int) -> dict[str, str]:
     """The environment with every library's thread pool set to `threads` before the library is loaded."""
     pinned = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"RAYON_NUM_THREADS": str(threads)}
     if threads == 1:
@@ -200,7 +208,7 @@ def _last_object(stdout: str) -> Answer | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _death(done: subprocess.CompletedProcess[str]) -> str:
+def death(done: subprocess.CompletedProcess[str]) -> str:
     """How a child ended that left no answer."""
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name

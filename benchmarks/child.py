@@ -60,7 +60,7 @@ def cold(request: Request) -> Answer:
 def speed(request: Request) -> Answer:
     """Latency of single questions, peak memory of a process that did just those, then batches."""
     from pmd.benchmarks import questions
-    from pmd.benchmarks.latency import laps_ns, summary_ms
+    from pmd.benchmarks.latency import intervals_ms, laps_ns, rate_interval, summary_ms
     from pmd.benchmarks.memory import peak_rss_bytes
 
     scorer = _load(request)
@@ -77,6 +77,10 @@ def speed(request: Request) -> Answer:
         "cores_busy": cores_busy,
         "peak_rss_bytes": peak,
         "batch_queries_per_second": BATCH * len(batches) / (float(batch_laps.sum()) / 1e9),
+        "intervals": {
+            **{f"query_ms.{name}": ends for name, ends in intervals_ms(laps).items()},
+            "batch_queries_per_second": rate_interval(batch_laps, BATCH),
+        },
         "question": asdict(asked[0]),
     }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -12,6 +14,7 @@ from pmd.serving import command
 from pmd.serving.extras import require
 
 if TYPE_CHECKING:
+    from pmd.benchmarks.gate import Condition
     from pmd.benchmarks.report import Report
 
 RUN_SCHEMA = "pmd-bench-run/1"
@@ -22,10 +25,28 @@ Examples:
   pmd-bench --quick --out reports/look     a first look in a minute or two
   pmd-bench bundles/umls-pmd-*-int8        these bundles alone
   pmd-bench --split valid --threads 2      other triples, two threads
+  pmd-bench --fail-if "mrr_kept<0.995" --fail-if "query_ms.p50>2"
+  pmd-bench compare before after           what moved between two reports (see pmd-bench compare --help)
+  pmd-bench pick reports/umls --max-mb 10  the bundle to ship (see pmd-bench pick --help)
 """
 
 
-@click.command("pmd-bench", cls=command.Command, context_settings=command.HELP, epilog=EPILOG)
+class _Bench(command.Command):
+    """The bench, with two commands on finished reports before it; a bundle called `pick` is named `./pick`."""
+
+    def main(  # type: ignore[override]  # as in the class above it
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run what the first argument names, else the bench, and leave the process with its exit code."""
+        given = list(sys.argv[1:] if args is None else args)
+        if given[:1] in (["compare"], ["pick"]):
+            from pmd.benchmarks.commands import COMMANDS
+
+            COMMANDS[given[0]].main(given[1:], f"{prog_name or self.name} {given[0]}", **extra)
+        super().main(given, prog_name, **extra)
+
+
+@click.command("pmd-bench", cls=_Bench, context_settings=command.HELP, epilog=EPILOG)
 @click.argument("bundles", metavar="[BUNDLE]...", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--split",
@@ -43,20 +64,38 @@ Examples:
     help="Threads of the runtime and of numpy.",
 )
 @click.option("--quick", is_flag=True, help="200 questions, not 1,000, and one cold start, not three.")
+@click.option(
+    "--fail-if",
+    "fail_if",
+    multiple=True,
+    metavar="CONDITION",
+    help='Exit with 1 if a bundle\'s figure is so, e.g. "mrr_kept<0.995", or unknown. Repeatable.',
+)
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
-def main(bundles: tuple[Path, ...], split: str, out: Path | None, threads: int, quick: bool, quiet: bool) -> int:
+def main(
+    bundles: tuple[Path, ...],
+    split: str,
+    out: Path | None,
+    threads: int,
+    quick: bool,
+    fail_if: tuple[str, ...],
+    quiet: bool,
+) -> int:
     """Measure latency, memory, size and accuracy of BUNDLEs on this machine.
 
     Each BUNDLE (a folder or a zip; by default every bundle in bundles/ of the latest run) is measured in
-    processes of its own. Writes report.json, report.html, curve.svg and curve.png to the report folder.
-    Exits with 1 if a bundle could not be measured; the report is made all the same.
+    processes of its own. Writes report.json, .html, .md and .csv, curve.svg and curve.png to the report folder.
+    Exits with 1 if a bundle could not be measured or fails a condition; the report is made all the same.
+
+    `pmd-bench compare` and `pmd-bench pick` read finished reports; a bundle with such a name is ./compare.
     """
     require("bench", "psutil", "matplotlib", "jinja2")
     require("cpu", "onnxruntime")
-    from pmd.benchmarks import case, discovery, report
+    from pmd.benchmarks import case, discovery, gate, report
     from pmd.benchmarks.bench import bench, ticks_of
 
     begin = time.monotonic()
+    conditions = [gate.parse(text) for text in fail_if]
     chosen = list(dict.fromkeys(bundles)) or discovery.bundles_of(discovery.latest_run(RUNS), BUNDLES)
     dataset = discovery.dataset_of(chosen)
     out = out or REPORTS / (dataset or "unreadable")
@@ -65,7 +104,7 @@ def main(bundles: tuple[Path, ...], split: str, out: Path | None, threads: int, 
     tick = _Progress(ticks_of(chosen), command.show_progress(quiet))
     made = bench(chosen, plan, dataset=dataset, quick=quick, tick=tick)
     report.write(made, out)
-    return _tell(made, out, time.monotonic() - begin)
+    return _tell(made, out, conditions, time.monotonic() - begin)
 
 
 class _Progress:
@@ -80,9 +119,9 @@ class _Progress:
             click.echo(f"[{self._done}/{self._total}] {what}", err=True)
 
 
-def _tell(made: Report, out: Path, seconds: float) -> int:
+def _tell(made: Report, out: Path, conditions: Sequence[Condition], seconds: float) -> int:
     """Print the table, the machine, the page's path and the closing JSON object; returns the exit code."""
-    from pmd.benchmarks import report, table
+    from pmd.benchmarks import gate, report, table
 
     rows, machine = made["results"], made["machine"]
     errors = sum(row["error"] is not None for row in rows)
@@ -92,6 +131,10 @@ def _tell(made: Report, out: Path, seconds: float) -> int:
         f"\nmeasured on {machine['cpu']}, {machine['cores_used']} thread{'s' * (machine['cores_used'] > 1)}, "
         f"{machine['matmul_gflops']:.0f} GFLOP/s float32 matmul"
     )
+    judged = [(row["bundle"], gate.reasons(row, conditions)) for row in rows]
+    found = gate.verdict(conditions, judged) if conditions else None
+    for line in gate.lines(found):
+        click.echo(line)
     click.echo(f"report: {out / report.PAGE}")
     command.emit(
         {
@@ -100,10 +143,11 @@ def _tell(made: Report, out: Path, seconds: float) -> int:
             "html": str(out / report.PAGE),
             "results": len(rows),
             "errors": errors,
+            "gate": found,
             "seconds": round(seconds, 3),
         }
     )
-    return command.EXIT_FAILURE if errors else 0
+    return command.EXIT_FAILURE if errors or gate.lines(found) else 0
 
 
 if __name__ == "__main__":

@@ -9,16 +9,20 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pmd.benchmarks import labels
+from pmd.benchmarks import labels, reference
 from pmd.benchmarks.case import Row
+from pmd.benchmarks.reference import Reference
 from pmd.benchmarks.report import TEACHER, Report, mrr_of
 from pmd.benchmarks.series import Series, series_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Spot: TypeAlias = tuple[float, float]
+"""Size in MB and MRR."""
 
 INK, MUTED, GRID, SURFACE, FRONT = "#1c1e21", "#5b6168", "#dfe2e6", "#ffffff", "#c9cdd3"
 MARKERS = {"fp32": "o", "fp16": "s", "int8": "^", "int8-static": "D", "int4": "v"}
@@ -71,24 +75,27 @@ def _figure(report: Report, narrow: bool, titled: bool) -> Figure:
     from matplotlib.figure import Figure
 
     series = series_of(report["results"])
+    published = reference.drawn(report) if series else []
     frame = NARROW if narrow else WIDE
     above = TITLE_INCHES if titled else 0.15
-    below = 0.58 + (0.24 * math.ceil((len(series) + 2) / 2) if narrow else 0.0)
+    below = 0.58 + (0.24 * math.ceil((len(series) + 2 + bool(published)) / 2) if narrow else 0.0)
     width, height = frame.left + frame.width + frame.right, below + frame.height + above
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((frame.left / width, below / height, frame.width / width, frame.height / height))
     _dress(axes, report)
     if titled:
-        _title(axes, report, height)
+        _title(axes, report, height, f" Crosses: {reference.PLACE}." if published else "")
     if not series:
         axes.text(0.5, 0.5, "no bundle was measured", transform=axes.transAxes, ha="center", color=MUTED)
         axes.set_xticks([])
         axes.set_yticks([])
         return figure
-    _limits(axes, [row for one in series for row in one.rows])
+    spots = [spot for one in series for spot in _spots(one.rows)] + _published_spots(published)
+    _limits(axes, spots)
     for one in series:
         _plot(axes, one)
-    _label(axes, series, figure.dpi)
+    _plot_published(axes, published)
+    _label(axes, series, published, figure.dpi)
     _front(axes, report["results"])
     _legend(axes, series, frame, narrow, 1 - above / height)
     return figure
@@ -108,12 +115,12 @@ def _legend(axes: Axes, series: Sequence[Series], frame: Frame, narrow: bool, to
     axes.figure.legend(handles, names, borderaxespad=0.0, **look, **where)
 
 
-def _title(axes: Axes, report: Report, height: float) -> None:
-    """Title and subtitle above the axes; `height` of the figure in inches."""
+def _title(axes: Axes, report: Report, height: float, more: str) -> None:
+    """Title and subtitle, with `more` to read, above the axes; `height` of the figure in inches."""
     left, top = axes.get_position().x0, axes.get_position().y1
     heading = f"Accuracy against size: {report.get('dataset') or 'unknown data'}"
     axes.figure.text(left, top + 0.45 / height, heading, weight="bold", size=12.5, color=INK)
-    axes.figure.text(left, top + 0.19 / height, READING, size=9, color=MUTED)
+    axes.figure.text(left, top + 0.19 / height, READING + more, size=9, color=MUTED)
 
 
 def _dress(axes: Axes, report: Report) -> None:
@@ -130,17 +137,16 @@ def _dress(axes: Axes, report: Report) -> None:
         spine.set_color(MUTED)
 
 
-def _limits(axes: Axes, rows: Sequence[Row]) -> None:
+def _limits(axes: Axes, spots: Sequence[Spot]) -> None:
     """Room around the points, and plain round numbers on the logarithmic axis."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    sizes = [row["bundle_bytes"] / 1e6 for row in rows]
+    sizes, mrrs = [size for size, _ in spots], [mrr for _, mrr in spots]
     low, high = min(sizes) / 1.25, max(sizes) * 1.25
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(FixedLocator(_round_numbers(low, high)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    mrrs = [mrr_of(row) for row in rows]
     room = max(0.12 * (max(mrrs) - min(mrrs)), 0.005)
     axes.set_ylim(max(0.0, min(mrrs) - room), min(1.0, max(mrrs) + room) + room / 4)
 
@@ -184,6 +190,14 @@ def _plot(axes: Axes, series: Series) -> None:
     axes.plot(*_coordinates(teachers), marker="*", markersize=15, markeredgewidth=1.2, linestyle="none", **look)
 
 
+def _plot_published(axes: Axes, published: Sequence[Reference]) -> None:
+    """Crosses on a dotted line: re-ranked figures that were not measured here, at the size of their weights."""
+    if published:
+        look: dict[str, Any] = {"color": INK, "marker": "x", "markersize": 7, "markeredgewidth": 1.6, "zorder": 2.5}
+        places = list(zip(*_published_spots(published), strict=True))
+        axes.plot(*places, linestyle=":", linewidth=1.2, label=reference.LABEL, **look)
+
+
 def _front(axes: Axes, rows: Sequence[Row]) -> None:
     """The Pareto front as a broad pale staircase behind the points."""
     best = sorted((row["bundle_bytes"] / 1e6, mrr_of(row)) for row in rows if row["on_front"])
@@ -193,23 +207,36 @@ def _front(axes: Axes, rows: Sequence[Row]) -> None:
     axes.plot(sizes, mrrs, drawstyle="steps-post", zorder=1.5, label="Pareto front", **look)
 
 
-def _label(axes: Axes, series: Sequence[Series], dpi: float) -> None:
+def _label(axes: Axes, series: Sequence[Series], published: Sequence[Reference], dpi: float) -> None:
     """The grade beside each point, left out where it would cover something: its column tells it then."""
 
-    def on_paper(rows: Sequence[Row]) -> list[list[float]]:
-        return (axes.transData.transform(list(zip(*_coordinates(rows), strict=True))) * 72 / dpi).tolist()
+    def on_paper(spots: Sequence[Spot]) -> list[list[float]]:
+        return (axes.transData.transform(spots) * 72 / dpi).tolist()
 
     rows = [row for one in series for row in one.rows]
     texts = [{TEACHER: TEACHER, "pre-distilled": "pre"}.get(row["stage"], str(row["grade"])) for row in rows]
-    lines = [on_paper(one.grades) for one in series if one.grades]
-    offsets = labels.offsets(on_paper(rows), texts, LABEL_POINTS, lines)
+    texts += [str(row.layers) for row in published]
+    spots = [*_spots(rows), *_published_spots(published)]
+    lines = [on_paper(_spots(one.grades)) for one in series if one.grades]
+    lines += [on_paper(_published_spots(published))] if published else []
+    offsets = labels.offsets(on_paper(spots), texts, LABEL_POINTS, lines)
     look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": LABEL_POINTS, "color": INK, "zorder": 4}
-    for row, text, offset in zip(rows, texts, offsets, strict=True):
+    for spot, text, offset in zip(spots, texts, offsets, strict=True):
         if offset is not None:
-            spot = row["bundle_bytes"] / 1e6, mrr_of(row)
             axes.annotate(text, spot, xytext=offset, textcoords="offset points", **look)
+
+
+def _spots(rows: Sequence[Row]) -> list[Spot]:
+    """Size in MB and MRR of each row."""
+    return [(row["bundle_bytes"] / 1e6, mrr_of(row)) for row in rows]
+
+
+def _published_spots(published: Sequence[Reference]) -> list[Spot]:
+    """What the parameters take in MB, and the MRR, of each published model."""
+    return [((row.float32_bytes or 0) / 1e6, row.metrics["mrr"] or 0.0) for row in published]
 
 
 def _coordinates(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
     """Sizes in MB and MRRs."""
-    return [row["bundle_bytes"] / 1e6 for row in rows], [mrr_of(row) for row in rows]
+    spots = _spots(rows)
+    return [size for size, _ in spots], [mrr for _, mrr in spots]

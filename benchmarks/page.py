@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from pmd.benchmarks import curve, series
+from pmd.benchmarks import curve, reference, series, sheets
 from pmd.benchmarks.case import Row
 from pmd.benchmarks.report import TEACHER, Report, label_of, measured, mrr_of
 from pmd.benchmarks.table import UNKNOWN, fraction, megabytes, millions, percent, three_digits
@@ -102,10 +102,23 @@ def render(report: Report) -> str:
         failed=[row for row in report["results"] if row["error"]],
         highlights=highlights(whole),
         busy=[percent(pick(row["cores_busy"] for row in whole)) for pick in (min, max)] if whole else [],
+        published=_published(report),
         tables=(("Size and speed", "speed", SIZE_AND_SPEED), ("Accuracy", "accuracy", ACCURACY)),
         wide=inline_svg(curve.svg(report, titled=False), "wide", series.description(report)),
         narrow=inline_svg(curve.svg(report, narrow=True, titled=False), "narrow", series.description(report)),
     )
+
+
+def _published(report: Report) -> dict[str, Any]:
+    """Published figures on the report's dataset, with the digits they were published with; `rows` may be empty."""
+    rows = reference.of_report(report)
+    return {
+        "rows": rows,
+        "headings": sheets.REFERENCE_COLUMNS,
+        "cells": [sheets.published(row) for row in rows],
+        "source": reference.source(),
+        "protocol": reference.protocol(report),
+    }
 
 
 def highlights(rows: Sequence[Row]) -> list[dict[str, Any]]:

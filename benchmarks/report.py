@@ -15,7 +15,8 @@ Report: TypeAlias = dict[str, Any]
 
 SCHEMA = "pmd-bench/1"
 REPORT, PAGE, CURVE_SVG, CURVE_PNG = "report.json", "report.html", "curve.svg", "curve.png"
-FILES = (REPORT, PAGE, CURVE_SVG, CURVE_PNG)
+MARKDOWN, SHEET = "report.md", "report.csv"
+FILES = (REPORT, PAGE, MARKDOWN, SHEET, CURVE_SVG, CURVE_PNG)
 PRECISIONS = ("fp32", "fp16", "int8", "int8-static", "int4")
 METHODS = ("pmd", "pmd-no-mgfd", "lkd", "pkd", "baseline")
 TEACHER = "teacher"
@@ -108,8 +109,8 @@ def check_target(out: Path) -> None:
 
 
 def write(report: Report, out: Path) -> None:
-    """Write report.json, report.html and the curve to `out`, all or none; an old report is replaced."""
-    from pmd.benchmarks import curve, page
+    """Write report.json, its page, Markdown, CSV and the curve to `out`, all or none; an old one is replaced."""
+    from pmd.benchmarks import curve, page, sheets
 
     check_target(out)
     with atomic_folder(out, replace=True) as folder:
@@ -118,6 +119,8 @@ def write(report: Report, out: Path) -> None:
         (folder / CURVE_SVG).write_bytes(curve.svg(report))
         (folder / CURVE_PNG).write_bytes(curve.png(report))
         (folder / PAGE).write_text(page.render(report), encoding="utf-8")
+        (folder / MARKDOWN).write_text(sheets.to_markdown(report), encoding="utf-8")
+        (folder / SHEET).write_text(sheets.to_csv(report), encoding="utf-8", newline="")
 
 
 def _place(row: Row) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pmd.benchmarks import reference
 from pmd.benchmarks.case import Row
 from pmd.benchmarks.report import METHODS, PRECISIONS, TEACHER, Report, label_of, measured, mrr_of, order_in
 
@@ -49,7 +50,12 @@ def description(report: Report) -> str:
         f"{row['bundle_bytes'] / 1e6:.1f} MB, MRR {mrr_of(row):.3f}"
         for row in rows
     )
-    return f"MRR on the {report['split']} split against bundle size on a logarithmic scale. {points}."
+    told = f"MRR on the {report['split']} split against bundle size on a logarithmic scale. {points}."
+    published = "; ".join(
+        f"{row.model} {row.layers} layers: {(row.float32_bytes or 0) / 1e6:.0f} MB, MRR {row.metrics['mrr']:.3f}"
+        for row in reference.drawn(report)
+    )
+    return f"{told} Crosses, {reference.LABEL}, at {reference.PLACE}: {published}." if published else told
 
 
 def series_of(rows: Sequence[Row]) -> list[Series]:

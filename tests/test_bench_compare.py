@@ -120,7 +120,18 @@ def test_a_process_without_its_core_is_noisier_than_the_calibration(one):
     two_threads = [on_machine(report, cores_used=2) for report in (one, slower)]
     assert verdicts(*two_threads)["query_ms.p50"] == "worse"  # there, waiting is no sign of a disturbance
     told = compare_table.lines(compare(one, slower), "A processor", 1)
-    assert told[1] == f"{NAME} had only part of its core while it was timed; noise 40.0 %"
+    assert told[1] == f"{NAME} was slowed by something else while it was timed; noise 40.0 %"
+
+
+def test_noise_that_the_user_knows_of_is_the_least(one):
+    slower = changed(one, query_ms__p50=2.5)
+    for percent, verdict in ((5.0, "worse"), (25.0, "within noise")):
+        (bundle,) = compare(one, slower, noise_percent=percent)["bundles"]
+        assert bundle["figures"]["query_ms.p50"]["verdict"] == verdict
+        assert bundle["noise_percent"] == max(percent, 10.0)
+    unknown = noisy(one, None)
+    assert compare(unknown, slower, noise_percent=25.0)["times_judged"]
+    assert not compare(unknown, slower)["times_judged"]
 
 
 def test_overlapping_intervals_are_no_move(one):
@@ -334,6 +345,7 @@ def test_a_failing_gate_is_exit_1_with_a_line_for_the_bundle(folders):
     assert done.exit_code == 1
     assert done.stdout.splitlines()[-2] == f"gate: {NAME}: query_ms.p50>+10%: it is +100 %"
     assert run(*folders, "--fail-if", "metrics.mrr<-0.5%").exit_code == 0
+    assert json.loads(run(*folders, "--noise", "60").stdout.splitlines()[-1])["worse"] == 0
 
 
 @pytest.mark.parametrize(
@@ -343,6 +355,8 @@ def test_a_failing_gate_is_exit_1_with_a_line_for_the_bundle(folders):
         (["absent"], "'absent' does not exist"),
         (["."], "report.json does not exist"),
         (["before", "--fail-if", "mrr>+10%"], "near it: metrics.mrr"),
+        (["before", "--noise", "100"], "--noise"),
+        (["before", "--noise", "nan"], "--noise"),
     ],
 )
 def test_mistakes_are_one_line(folders, monkeypatch, extra, words):

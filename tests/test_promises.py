@@ -122,6 +122,7 @@ def test_the_wheel_installs_every_package_and_its_data(tmp_path):
     expected |= {"pmd/recipes/umls.yaml", "pmd/py.typed", "pmd/benchmarks/templates/report.html.j2"}
     expected |= {f"pmd/serving/server/static/{path.name}" for path in (ROOT / "serving/server/static").iterdir()}
     expected |= {"pmd/serving/graphs/int8.onnx", "pmd/serving/graphs/float32.onnx"}
+    expected |= {"pmd/benchmarks/facts/report.schema.json", "pmd/benchmarks/facts/reference.json"}
     expected |= {"pmd/benchmarks/gpu/slices.yaml", "pmd/recipes/wn18rr-bert.yaml"}
     assert expected <= names, expected - names
     tops = {name.split("/")[0] for name in names}
