@@ -68,7 +68,7 @@ def open_session(
         own = {"intra_op_num_threads": str(threads)} if provider == PROVIDERS["xnnpack"] else {}
         kept = SLOW_FUSIONS if provider == CPU_PROVIDER else []
         session = onnxruntime.InferenceSession(
-            source, options, providers=[(provider, own)], disabled_optimizers=kept
+            source, options, providers=[(provider, own)], disabled_optimizers=kept, enable_fallback=0
         )
     except Exception as error:  # onnxruntime's errors have no base class below Exception
         kind = BundleError if provider == CPU_PROVIDER else ProviderError
