@@ -10,7 +10,7 @@ which one was taken.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from pmd.serving.known import IntArray
 from pmd.serving.ranking import FloatArray
-from pmd.serving.scan import Scan, make_scan
-from pmd.serving.vectors import GRID, VectorTable, on_grid
+from pmd.serving.scan import make_scan
+from pmd.serving.vectors import GRID, VectorTable, on_grid, top_k
 
 QUERIES_AT_ONCE = 64  # 64 x 41,000 float32 scores are 10 MB
 NEAR_MARGIN = 10  # asked of an index beyond what is wanted
 FEW = 2048  # candidates that are scored exactly without a pass over the table
 GROUPS = 1024  # the k-th best of as many maxima is found in a tenth of the time of the k-th best of 41,000 scores
-TRIAL_ENTITIES, TRIALS = 8192, 3
+TRIAL_ENTITIES, TRIAL_ANSWERS, TRIALS = 8192, 10, 3
 LOWEST = float(np.finfo(np.float32).min)
 EXACT = "numpy, exact scores of every entity"
 
@@ -77,12 +77,14 @@ class Search:
 
         Raises MissingExtra without onnxruntime.
         """
-        self.table, self._near = table, near
         trial = table if len(table) <= TRIAL_ENTITIES else table.take(np.arange(TRIAL_ENTITIES))
-        scan = make_scan(trial, threads)
-        if scan is not None and not _is_faster(scan, trial):
-            scan = None
-        self._scan = scan if scan is None or trial is table else make_scan(table, threads)
+        self.table, self._near = trial, None
+        self._scan = make_scan(trial, threads)
+        if self._scan is not None and not _is_faster(self):
+            self._scan = None
+        if self._scan is not None and trial is not table:
+            self._scan = make_scan(table, threads)
+        self.table, self._near = table, near
         used = near or self._scan
         self.about = EXACT if used is None else used.about
 
@@ -107,9 +109,24 @@ class Search:
         scores, slack = self._rough(grid[many])
         rough = dict(zip(many, zip(scores, slack, strict=True), strict=True))
         return [
-            _chosen(self._candidates(rough.get(number), query, wish, fresh), self.table, query, wish, fresh)
+            self._answer(rough.get(number), query, wish, fresh)
             for number, (query, wish) in enumerate(zip(grid, wishes, strict=True))
         ]
+
+    def _answer(
+        self, rough: tuple[FloatArray, float] | None, query: FloatArray, wish: Wish, fresh: Fresh | None
+    ) -> Found:
+        if rough is None:
+            candidates = _left(self._named(query, wish, fresh), wish, fresh)
+        else:
+            scores = _masked(rough[0], query, wish, fresh)
+            if self._scan is None:  # these are exact
+                best = top_k(scores, wish.k)
+                return best, scores[best]
+            slack = rough[1] + abs(wish.weight) * 2.0**-22
+            floor = _kth_or_less(scores, wish.k) - 2 * slack
+            candidates = np.flatnonzero(scores >= max(floor, LOWEST))
+        return _chosen(candidates, self.table, query, wish, fresh)
 
     def _needs_a_pass(self, wish: Wish) -> bool:
         if wish.allowed is not None:
@@ -123,30 +140,6 @@ class Search:
             return self.table.scores(grid / GRID), np.zeros(len(grid))
         return self._scan(grid / GRID)
 
-    def _candidates(
-        self, rough: tuple[FloatArray, float] | None, query: FloatArray, wish: Wish, fresh: Fresh | None
-    ) -> IntArray:
-        """Indices that can be among the best: all that have a chance, few others."""
-        if rough is None:
-            return _left(self._named(query, wish, fresh), wish, fresh)
-        scores, slack = rough
-        if fresh is not None:
-            scores = np.concatenate([scores, np.full(fresh.size - len(scores), -np.inf, np.float32)])
-            scores[fresh.slots] = fresh.vectors.some_scores(query, np.arange(len(fresh.slots)))
-        if wish.nearer is not None:
-            scores[wish.nearer] += np.float32(wish.weight)
-            slack += abs(wish.weight) * 2.0**-22
-        if wish.allowed is not None:
-            kept = scores[wish.allowed]
-            scores.fill(-np.inf)
-            scores[wish.allowed] = kept
-        if wish.excluded is not None:
-            scores[wish.excluded] = -np.inf
-        if fresh is not None:
-            scores[fresh.gone] = -np.inf
-        floor = _kth_or_less(scores, wish.k) - 2 * slack
-        return np.flatnonzero(scores >= max(floor, LOWEST))
-
     def _named(self, query: FloatArray, wish: Wish, fresh: Fresh | None) -> IntArray:
         """The few entities that come into question without a pass, rising."""
         if wish.allowed is not None or self._near is None:
@@ -155,6 +148,24 @@ class Search:
         count = min(wish.k + sum(map(len, barred)) + NEAR_MARGIN, len(self.table))
         beside = [part for part in (wish.nearer, None if fresh is None else fresh.slots) if part is not None]
         return np.unique(np.concatenate([self._near.candidates(query / GRID, count), *beside]))
+
+
+def _masked(scores: FloatArray, query: FloatArray, wish: Wish, fresh: Fresh | None) -> FloatArray:
+    """Scores (E,) with what is fresh put in, weight added, and -inf for all that may not be an answer."""
+    if fresh is not None:
+        scores = np.concatenate([scores, np.full(fresh.size - len(scores), -np.inf, np.float32)])
+        scores[fresh.slots] = fresh.vectors.some_scores(query, np.arange(len(fresh.slots)))
+    if wish.nearer is not None:
+        scores[wish.nearer] += np.float32(wish.weight)
+    if wish.allowed is not None:
+        kept = scores[wish.allowed]
+        scores.fill(-np.inf)
+        scores[wish.allowed] = kept
+    if wish.excluded is not None:
+        scores[wish.excluded] = -np.inf
+    if fresh is not None:
+        scores[fresh.gone] = -np.inf
+    return scores
 
 
 def _chosen(candidates: IntArray, table: VectorTable, query: FloatArray, wish: Wish, fresh: Fresh | None) -> Found:
@@ -206,17 +217,17 @@ def _kth_or_less(scores: FloatArray, k: int) -> float:
     return float(np.partition(scores, len(scores) - k)[len(scores) - k])
 
 
-def _is_faster(scan: Scan, table: VectorTable) -> bool:
-    """Whether a pass takes less time than exact scores of every entity of a small table."""
-    query = np.zeros((1, table.width))
+def _is_faster(search: Search) -> bool:
+    """Whether a search of a small table takes less time with its pass than with exact scores of every entity."""
+    query = np.zeros((1, search.table.width), np.float32)
     query[0, 0] = 1.0
-    ways: tuple[Callable[[], object], ...] = (lambda: scan(query), lambda: table.scores(query))
-    best = []
-    for way in ways:
-        laps = []
+    scan, best = search._scan, []
+    for way in (scan, None):
+        search._scan, laps = way, []
         for _ in range(TRIALS):
             start = time.perf_counter()
-            way()
+            search.best(query, [Wish(TRIAL_ANSWERS)])
             laps.append(time.perf_counter() - start)
         best.append(min(laps))
+    search._scan = scan
     return best[0] < best[1]
