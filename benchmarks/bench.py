@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pmd.benchmarks import case, machine, report
-from pmd.benchmarks.case import Plan, Tick
+from pmd.benchmarks import case, machine, pairs, report
+from pmd.benchmarks.case import Plan, Row, Tick
+from pmd.benchmarks.peers.against import beside_peers
 from pmd.benchmarks.report import Report
 
 
@@ -30,7 +33,10 @@ def bench(
     facts = machine.fingerprint(plan.threads)
     tick("calibration")
     before = case.calibrate(plan)
-    rows = [case.measure(bundle, plan, tick) for bundle in bundles]
+    with tempfile.TemporaryDirectory(prefix="pmd-bench-") as folder:
+        files = [Path(folder) / f"{number}.npz" for number in range(len(bundles))]
+        rows = [_row(bundle, replace(plan, ranks=file), tick) for bundle, file in zip(bundles, files, strict=True)]
+        rows = pairs.paired(rows, files)
     tick("calibration")
     after = case.calibrate(plan)
     return report.build(
@@ -46,12 +52,24 @@ def bench(
     )
 
 
-def ticks_of(bundles: Sequence[Path]) -> int:
+def _row(bundle: Path, plan: Plan, tick: Tick) -> Row:
+    """A bundle's row, with its peers where the plan names any."""
+    row = case.measure(bundle, plan, tick)
+    if plan.against:
+        tick(f"{row['bundle']}: beside {', '.join(plan.against)}")
+        row |= beside_peers(bundle, row, plan)
+    return row
+
+
+def ticks_of(bundles: Sequence[Path], plan: Plan) -> int:
     """How often `bench` tells what comes next, at most."""
-    return 2 + len(case.STEPS) * len(bundles)
+    return 2 + (len(case.steps_of(plan)) + bool(plan.against)) * len(bundles)
 
 
 def repeat_command(bundles: Sequence[Path], plan: Plan, *, quick: bool) -> str:
     """The command line that repeats a bench."""
     options = ["--split", plan.split, "--threads", str(plan.threads), *(["--quick"] if quick else [])]
+    options += ["--growth"] if plan.growth else []
+    options += [word for name in plan.against for word in ("--against", name)]
+    options += [] if plan.run is None else ["--run", str(plan.run)]
     return shlex.join(["pmd-bench", *(str(bundle) for bundle in bundles), *options])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pmd.benchmarks import discovery
+from pmd.benchmarks import discovery, machine
 from pmd.benchmarks.errors import MeasureError
 from pmd.serving.errors import PmdError
 
@@ -31,8 +31,10 @@ UNMEASURED: Row = {
     "answering_bytes": None,
     "query_ms": {"p50": None, "p95": None, "p99": None, "mean": None},
     "batch_queries_per_second": None,
+    "batches": None,
     "cold_start_ms": None,
     "peak_rss_bytes": None,
+    "private_dirty_bytes": None,
     "metrics": None,
     "metrics_reranked": None,
     "mrr_kept": None,
@@ -41,12 +43,18 @@ UNMEASURED: Row = {
     "mrr_of_teacher": None,
     "mrr_torch": None,
     "queries_timed": None,
+    "repeats": None,
     "cores_busy": None,
+    "disturbed": None,
+    "disturbance": None,
     "intervals": None,
     "cold_start_runs_ms": None,
     "cold_start_parts_ms": None,
     "evaluate_seconds": None,
     "analysis": None,
+    "against_fp32": None,
+    "against_teacher": None,
+    "growth": None,
     "error": None,
 }
 FROM_MANIFEST = (
@@ -71,11 +79,17 @@ class Plan:
     threads: int = 1
     """Threads of the runtime and of numpy in every child."""
     questions: int = 1000
-    """Single questions timed."""
+    """Single questions timed, each as often as any other."""
+    lap_limit_s: float = 5.0
+    """How long they are repeated at most to know p50 to within 2 %; all are asked once however long it takes."""
     batches: int = 16
     """Batches of 64 questions timed."""
     cold_starts: int = 3
     """Fresh processes whose median is the cold start."""
+    growth: bool = False
+    """Whether latency is measured against the number of entities, up to a million synthetic ones."""
+    ranks: Path | None = None
+    """File in which a bundle's ranks are kept, for tests by pairs."""
     against: tuple[str, ...] = ()
     """Names of peers, of `peers.registry.PEERS`, that each bundle is timed beside."""
     run: Path | None = None
@@ -92,7 +106,7 @@ class Plan:
     @classmethod
     def quick(cls, **given: Any) -> Plan:
         """A first look: few questions and a single cold start; accuracy is still that of every triple."""
-        return cls(questions=200, batches=4, cold_starts=1, **given)
+        return cls(questions=200, lap_limit_s=2.0, batches=4, cold_starts=1, **given)
 
 
 def measure(bundle: Path, plan: Plan, tick: Tick = lambda _: None) -> Row:
@@ -106,7 +120,7 @@ def measure(bundle: Path, plan: Plan, tick: Tick = lambda _: None) -> Row:
         facts = discovery.facts_of(bundle, FROM_MANIFEST)
         trained = facts.pop("trained")
         row |= facts
-        for name, step in STEPS.items():
+        for name, step in steps_of(plan).items():
             tick(f"{row['bundle']}: {name}")
             row |= step(bundle, plan, row)
         row |= _kept(row["metrics"]["mrr"], trained, plan.split)
@@ -150,7 +164,7 @@ def run_child(request: Mapping[str, Any], plan: Plan, limit_s: float) -> Answer:
 
 
 def _speed(bundle: Path, plan: Plan, _: Row) -> Row:
-    asked = {"split": plan.split, "questions": plan.questions, "batches": plan.batches}
+    asked = {name: getattr(plan, name) for name in ("split", "questions", "lap_limit_s", "batches")}
     return run_child({"task": "speed", "bundle": str(bundle), **asked}, plan, plan.speed_limit_s)
 
 
@@ -168,8 +182,14 @@ def _cold(bundle: Path, plan: Plan, row: Row) -> Row:
 
 
 def _quality(bundle: Path, plan: Plan, _: Row) -> Row:
-    request = {"task": "quality", "bundle": str(bundle), "split": plan.split}
+    kept = None if plan.ranks is None else str(plan.ranks)
+    request = {"task": "quality", "bundle": str(bundle), "split": plan.split, "ranks": kept}
     return run_child(request, plan, plan.quality_limit_s)
+
+
+def _growth(bundle: Path, plan: Plan, _: Row) -> Row:
+    request = {"task": "growth", "bundle": str(bundle), "split": plan.split, "free_bytes": machine.free_bytes()}
+    return run_child(request, plan, plan.speed_limit_s)
 
 
 STEPS: dict[str, Callable[[Path, Plan, Row], Row]] = {
@@ -177,6 +197,11 @@ STEPS: dict[str, Callable[[Path, Plan, Row], Row]] = {
     "speed and memory": _speed,
     "cold start": _cold,
 }
+
+
+def steps_of(plan: Plan) -> dict[str, Callable[[Path, Plan, Row], Row]]:
+    """What is measured of each bundle, by name, in order."""
+    return {**STEPS, "growth": _growth} if plan.growth else STEPS
 
 
 def _kept(mrr: float, trained: Mapping[str, Any], split: str) -> Row:

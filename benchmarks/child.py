@@ -11,18 +11,22 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    from pmd.benchmarks.questions import Question
     from pmd.serving.scorer import Scorer
 
 Request: TypeAlias = dict[str, Any]
 Answer: TypeAlias = dict[str, Any]
 
-BATCH = 64
-WARMUP_QUESTIONS = 50
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+BATCH = BATCH_SIZES[-1]
+SMALLER_SHARE = 8
+"""Smaller batches ask an eighth of the questions that the largest ones do: there are six sizes of them."""
 MATMUL_SIDE, MATMUL_LAPS = 1024, 9
 
 
@@ -58,35 +62,81 @@ def cold(request: Request) -> Answer:
 
 
 def speed(request: Request) -> Answer:
-    """Latency of single questions, peak memory of a process that did just those, then batches."""
+    """Latency of single questions, memory of a process that did just those, then throughput in batches.
+
+    `lap_limit_s` bounds how long single questions are repeated; see `latency.laps_until`.
+    """
     from pmd.benchmarks import questions
-    from pmd.benchmarks.latency import intervals_ms, laps_ns, rate_interval, summary_ms
-    from pmd.benchmarks.memory import peak_rss_bytes
+    from pmd.benchmarks.disturbance import Beats
+    from pmd.benchmarks.latency import WANTED_PERCENT, intervals_ms, laps_until, summary_ms, warm_up
+    from pmd.benchmarks.memory import peak_rss_bytes, private_dirty_bytes
 
     scorer = _load(request)
     asked = questions.of_split(scorer, request["split"], request["questions"])
+    beats = Beats()
+    warm = warm_up(lambda question: question.ask(scorer), asked)
     begin_cpu, begin = time.process_time_ns(), time.perf_counter_ns()
-    laps = laps_ns(lambda question: question.ask(scorer), asked, warmup=WARMUP_QUESTIONS)
+    repeats = laps_until(
+        lambda question: question.ask(scorer), asked, limit_s=request["lap_limit_s"], between=beats
+    )
     cores_busy = (time.process_time_ns() - begin_cpu) / (time.perf_counter_ns() - begin)
-    peak = peak_rss_bytes()  # read before the batches, which need more
-    batches = questions.batches(asked, BATCH, request["batches"])
-    batch_laps = laps_ns(lambda batch: questions.ask_batch(scorer, batch), batches, warmup=2)
+    memory = {"peak_rss_bytes": peak_rss_bytes(), "private_dirty_bytes": private_dirty_bytes()}
     return {
-        "query_ms": summary_ms(laps),
-        "queries_timed": len(laps),
-        "cores_busy": cores_busy,
-        "peak_rss_bytes": peak,
-        "batch_queries_per_second": BATCH * len(batches) / (float(batch_laps.sum()) / 1e9),
-        "intervals": {
-            **{f"query_ms.{name}": ends for name, ends in intervals_ms(laps).items()},
-            "batch_queries_per_second": rate_interval(batch_laps, BATCH),
+        "query_ms": summary_ms(repeats.laps),
+        "queries_timed": len(repeats.laps),
+        "repeats": {
+            "warmup_questions": warm.calls,
+            "warmed_up": warm.stable,
+            "passes": repeats.passes,
+            "p50_half_width_percent": repeats.half_width_percent,
+            "wanted_percent": WANTED_PERCENT,
+            "reached": repeats.reached,
         },
+        "cores_busy": cores_busy,
+        **beats.figures(cores_busy, request["threads"]),
+        **memory,  # read before the batches, which need more
+        **_throughput(scorer, asked, request["batches"], intervals_ms(repeats.laps)),
         "question": asdict(asked[0]),
     }
 
 
+def _throughput(scorer: Scorer, asked: Sequence[Question], count: int, of_laps: Mapping[str, Any]) -> Answer:
+    """Questions a second in batches of 1 to 64, `count` of the largest; and the intervals of all times."""
+    from pmd.benchmarks import questions
+    from pmd.benchmarks.latency import laps_ns, rate_interval
+
+    found = []
+    for size in BATCH_SIZES:
+        wanted = count if size == BATCH else max(2, count * BATCH // SMALLER_SHARE // size)
+        batches = questions.batches(asked, size, wanted)
+        laps = laps_ns(lambda batch: questions.ask_batch(scorer, batch), batches, warmup=2)
+        rate = size * len(batches) / (float(laps.sum()) / 1e9)
+        found.append({"size": size, "queries_per_second": rate, "interval": rate_interval(laps, size)})
+    return {
+        "batches": found,
+        "batch_queries_per_second": found[-1]["queries_per_second"],
+        "intervals": {
+            **{f"query_ms.{name}": ends for name, ends in of_laps.items()},
+            "batch_queries_per_second": found[-1]["interval"],
+        },
+    }
+
+
+def growth(request: Request) -> Answer:
+    """Latency against the number of entities, with synthetic vectors; `free_bytes` bounds the largest table."""
+    from pmd.benchmarks.growth import growth as measured
+    from pmd.serving.bundle import Bundle
+
+    wanted = {name: request[name] for name in ("split", "threads", "free_bytes")}
+    return {"growth": measured(Bundle.open(request["bundle"]), **wanted)}
+
+
 def quality(request: Request) -> Answer:
-    """Filtered metrics of the bundle as exported, plain, in parts, and re-ranked where the manifest says how."""
+    """Filtered metrics of the bundle as exported, plain, in parts, and re-ranked where the manifest says how.
+
+    `ranks`, if given: a file to keep the ranks in, for tests by pairs.
+    """
+    from pmd.benchmarks.pairs import write_ranks
     from pmd.serving.analysis import analyse
     from pmd.serving.known import SPLIT_NAMES
     from pmd.serving.ranking import metrics_of, rank_triples
@@ -96,6 +146,8 @@ def quality(request: Request) -> Answer:
     triples = scorer.known.triples(SPLIT_NAMES.index(request["split"]))
     ranks = rank_triples(scorer.split_scores(request["split"]), triples, scorer.known)
     metrics = metrics_of(ranks)
+    if request.get("ranks"):
+        write_ranks(Path(request["ranks"]), ranks, triples)
     seconds = (time.perf_counter_ns() - begin) / 1e9
     reranks = bool(scorer.bundle.manifest.get("rerank"))
     reranked = scorer.evaluate(request["split"], reranked=True) if reranks else None
@@ -139,6 +191,7 @@ TASKS: dict[str, Callable[[Request], Answer]] = {
     "cold": cold,
     "speed": speed,
     "quality": quality,
+    "growth": growth,
     "calibrate": calibrate,
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from pmd.benchmarks.peers.registry import PEERS
 from pmd.serving import command
 from pmd.serving.extras import require
 
@@ -25,6 +26,7 @@ Examples:
   pmd-bench --quick --out reports/look     a first look in a minute or two
   pmd-bench bundles/umls-pmd-*-int8        these bundles alone
   pmd-bench --split valid --threads 2      other triples, two threads
+  pmd-bench --against torch --against faiss --run runs/umls    beside other stacks, in turn
   pmd-bench --fail-if "mrr_kept<0.995" --fail-if "query_ms.p50>2"
   pmd-bench compare before after           what moved between two reports (see pmd-bench compare --help)
   pmd-bench pick reports/umls --max-mb 10  the bundle to ship (see pmd-bench pick --help)
@@ -65,6 +67,24 @@ class _Bench(command.Command):
 )
 @click.option("--quick", is_flag=True, help="200 questions, not 1,000, and one cold start, not three.")
 @click.option(
+    "--growth",
+    is_flag=True,
+    help="Also time tables of 1,000 to 1,000,000 synthetic entities: 3 to 15 s a bundle, up to 1.5 GB of memory.",
+)
+@click.option(
+    "--against",
+    multiple=True,
+    type=click.Choice(list(PEERS)),
+    metavar="NAME",
+    help=f"Time each bundle beside NAME, in turn: {', '.join(PEERS)}. Skipped if not installed. Repeatable.",
+)
+@click.option(
+    "--run",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Run of the bundles, with the torch weights of peers.  [default: the latest in runs/ that has them]",
+)
+@click.option(
     "--fail-if",
     "fail_if",
     multiple=True,
@@ -78,6 +98,9 @@ def main(
     out: Path | None,
     threads: int,
     quick: bool,
+    growth: bool,
+    against: tuple[str, ...],
+    run: Path | None,
     fail_if: tuple[str, ...],
     quiet: bool,
 ) -> int:
@@ -93,15 +116,20 @@ def main(
     require("cpu", "onnxruntime")
     from pmd.benchmarks import case, discovery, gate, report
     from pmd.benchmarks.bench import bench, ticks_of
+    from pmd.benchmarks.peers.against import check_run
 
     begin = time.monotonic()
     conditions = [gate.parse(text) for text in fail_if]
-    chosen = list(dict.fromkeys(bundles)) or discovery.bundles_of(discovery.latest_run(RUNS), BUNDLES)
+    if run is not None:
+        check_run(run)
+    chosen = list(dict.fromkeys(bundles)) or discovery.bundles_of(run or discovery.latest_run(RUNS), BUNDLES)
     dataset = discovery.dataset_of(chosen)
     out = out or REPORTS / (dataset or "unreadable")
     report.check_target(out)  # before the measurements rather than after them
-    plan = case.Plan.quick(split=split, threads=threads) if quick else case.Plan(split=split, threads=threads)
-    tick = _Progress(ticks_of(chosen), command.show_progress(quiet))
+    make = case.Plan.quick if quick else case.Plan
+    peers = tuple(dict.fromkeys(against))
+    plan = make(split=split, threads=threads, growth=growth, against=peers, run=run, runs=RUNS)
+    tick = _Progress(ticks_of(chosen, plan), command.show_progress(quiet))
     made = bench(chosen, plan, dataset=dataset, quick=quick, tick=tick)
     report.write(made, out)
     return _tell(made, out, conditions, time.monotonic() - begin)
@@ -122,15 +150,19 @@ class _Progress:
 def _tell(made: Report, out: Path, conditions: Sequence[Condition], seconds: float) -> int:
     """Print the table, the machine, the page's path and the closing JSON object; returns the exit code."""
     from pmd.benchmarks import gate, report, table
+    from pmd.benchmarks.peers import told
 
     rows, machine = made["results"], made["machine"]
     errors = sum(row["error"] is not None for row in rows)
-    for line in table.lines(rows):
+    for line in [*table.lines(rows), *told.lines(rows)]:
         click.echo(line)
     click.echo(
         f"\nmeasured on {machine['cpu']}, {machine['cores_used']} thread{'s' * (machine['cores_used'] > 1)}, "
         f"{machine['matmul_gflops']:.0f} GFLOP/s float32 matmul"
     )
+    disturbed = [row["bundle"] for row in rows if row["disturbed"]]
+    if disturbed:
+        click.echo(f"others took the machine while these were timed: {', '.join(disturbed)}")
     judged = [(row["bundle"], gate.reasons(row, conditions)) for row in rows]
     found = gate.verdict(conditions, judged) if conditions else None
     for line in gate.lines(found):

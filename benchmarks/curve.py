@@ -1,4 +1,4 @@
-"""The accuracy-versus-size curve: MRR against bundle size, one series per method and precision.
+"""Accuracy against what it costs: MRR over bundle size or latency, one series per method and precision.
 
 Drawn with matplotlib's objects and no pyplot, so nothing global is touched; the same rows give the same bytes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,20 +15,31 @@ from pmd.benchmarks import labels, reference
 from pmd.benchmarks.case import Row
 from pmd.benchmarks.reference import Reference
 from pmd.benchmarks.report import TEACHER, Report, mrr_of
-from pmd.benchmarks.series import Series, series_of
+from pmd.benchmarks.series import SIZE, Cost, Series, front, series_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Spot: TypeAlias = tuple[float, float]
-"""Size in MB and MRR."""
+"""Cost (MB or ms) and MRR."""
 
 INK, MUTED, GRID, SURFACE, FRONT = "#1c1e21", "#5b6168", "#dfe2e6", "#ffffff", "#c9cdd3"
 MARKERS = {"fp32": "o", "fp16": "s", "int8": "^", "int8-static": "D", "int4": "v"}
 OTHER_MARKER = "P"
 READING = "Numbers at points: grade (layers). Up and to the left is better."
 TITLE_INCHES = 0.8
+PLAIN_SVG = {"Date": None, "Creator": None}
+SPOT = "spot-"
+"""Ids of the points in an SVG begin so; their numbers go through `series_of`, row after row."""
+DASHES = {
+    "pmd-no-mgfd": "-.",
+    "lkd": (0, (7, 1.5)),
+    "pkd": (0, (5, 1.2, 1.2, 1.2, 1.2, 1.2)),
+    "baseline": (0, (4, 2.5)),
+}
+FILLS = {"pmd-no-mgfd": "left", "lkd": "bottom", "pkd": "top"}
+"""Lines and fillings of methods, so that colour is never alone in telling them apart."""
 LABEL_POINTS = 9.5
 
 
@@ -47,17 +58,18 @@ NARROW = Frame(left=0.62, width=3.65, height=3.3, right=0.13)
 """For phones, with the legend below."""
 
 
-def svg(report: Report, *, narrow: bool = False, titled: bool = True) -> bytes:
+def svg(report: Report, cost: Cost = SIZE, *, narrow: bool = False, titled: bool = True) -> bytes:
     """The curve as SVG; the same report gives the same bytes. A page brings a title of its own."""
-    return _drawn(report, narrow, titled, format="svg", metadata={"Date": None, "Creator": None})
+    return saved(lambda: _figure(report, cost, narrow, titled), format="svg", metadata=PLAIN_SVG)
 
 
 def png(report: Report) -> bytes:
-    """The curve as PNG, 160 dots per inch."""
-    return _drawn(report, False, True, format="png", dpi=160, metadata={"Software": None})
+    """The curve of sizes as PNG, 160 dots per inch."""
+    return saved(lambda: _figure(report, SIZE, False, True), format="png", dpi=160, metadata={"Software": None})
 
 
-def _drawn(report: Report, narrow: bool, titled: bool, **saving: Any) -> bytes:
+def saved(make: Callable[[], Figure], **saving: Any) -> bytes:
+    """A figure's file; the same figure gives the same bytes. `saving`: of matplotlib's `savefig`."""
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -65,39 +77,42 @@ def _drawn(report: Report, narrow: bool, titled: bool, **saving: Any) -> bytes:
     settings = {"svg.hashsalt": "pmd-bench", "svg.fonttype": "path", "path.simplify": False}
     target = io.BytesIO()
     with matplotlib.style.context(["default", settings]):
-        figure = _figure(report, narrow, titled)
+        figure = make()
         FigureCanvasAgg(figure)
         figure.savefig(target, facecolor=SURFACE, **saving)
     return target.getvalue()
 
 
-def _figure(report: Report, narrow: bool, titled: bool) -> Figure:
+def _figure(report: Report, cost: Cost, narrow: bool, titled: bool) -> Figure:
     from matplotlib.figure import Figure
 
     series = series_of(report["results"])
-    published = reference.drawn(report) if series else []
+    published = reference.drawn(report) if series and cost is SIZE else []
     frame = NARROW if narrow else WIDE
     above = TITLE_INCHES if titled else 0.15
     below = 0.58 + (0.24 * math.ceil((len(series) + 2 + bool(published)) / 2) if narrow else 0.0)
     width, height = frame.left + frame.width + frame.right, below + frame.height + above
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((frame.left / width, below / height, frame.width / width, frame.height / height))
-    _dress(axes, report)
+    axes.set_xscale("log")
+    dress(axes, cost.axis, f"MRR, {report['split']} split")
     if titled:
-        _title(axes, report, height, f" Crosses: {reference.PLACE}." if published else "")
+        _title(axes, report, cost, height, f" Crosses: {reference.PLACE}." if published else "")
     if not series:
         axes.text(0.5, 0.5, "no bundle was measured", transform=axes.transAxes, ha="center", color=MUTED)
         axes.set_xticks([])
         axes.set_yticks([])
         return figure
-    spots = [spot for one in series for spot in _spots(one.rows)] + _published_spots(published)
-    _limits(axes, spots)
+    rows = [row for one in series for row in one.rows]
+    _limits(axes, _spots(rows, cost) + _published_spots(published))
     for one in series:
-        _plot(axes, one)
+        _plot(axes, one, cost)
     _plot_published(axes, published)
-    _label(axes, series, published, figure.dpi)
-    _front(axes, report["results"])
+    _label(axes, series, cost, published, figure.dpi)
+    _plot_front(axes, report["results"], cost)
     _legend(axes, series, frame, narrow, 1 - above / height)
+    for index, spot in enumerate(_spots(rows, cost)):  # unseen, last and so on top: what a pointer finds
+        axes.plot(*spot, marker="o", markersize=15, color=MUTED, alpha=0, zorder=5, gid=f"{SPOT}{index}")
     return figure
 
 
@@ -115,20 +130,19 @@ def _legend(axes: Axes, series: Sequence[Series], frame: Frame, narrow: bool, to
     axes.figure.legend(handles, names, borderaxespad=0.0, **look, **where)
 
 
-def _title(axes: Axes, report: Report, height: float, more: str) -> None:
+def _title(axes: Axes, report: Report, cost: Cost, height: float, more: str) -> None:
     """Title and subtitle, with `more` to read, above the axes; `height` of the figure in inches."""
     left, top = axes.get_position().x0, axes.get_position().y1
-    heading = f"Accuracy against size: {report.get('dataset') or 'unknown data'}"
+    heading = f"{cost.title}: {report.get('dataset') or 'unknown data'}"
     axes.figure.text(left, top + 0.45 / height, heading, weight="bold", size=12.5, color=INK)
     axes.figure.text(left, top + 0.19 / height, READING + more, size=9, color=MUTED)
 
 
-def _dress(axes: Axes, report: Report) -> None:
-    """Axes and grid."""
+def dress(axes: Axes, across: str, up: str) -> None:
+    """Titles of the axes, ticks and grid."""
     axes.set_facecolor(SURFACE)
-    axes.set_xscale("log")
-    axes.set_xlabel("bundle size, MB of a million bytes (log scale)", color=INK, fontsize=10)
-    axes.set_ylabel(f"MRR, {report['split']} split", color=INK, fontsize=10)
+    axes.set_xlabel(across, color=INK, fontsize=10)
+    axes.set_ylabel(up, color=INK, fontsize=10)
     axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=MUTED, labelsize=9, length=3)
@@ -144,50 +158,37 @@ def _limits(axes: Axes, spots: Sequence[Spot]) -> None:
     sizes, mrrs = [size for size, _ in spots], [mrr for _, mrr in spots]
     low, high = min(sizes) / 1.25, max(sizes) * 1.25
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(FixedLocator(_round_numbers(low, high)))
+    axes.xaxis.set_major_locator(FixedLocator(labels.round_numbers(low, high)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     room = max(0.12 * (max(mrrs) - min(mrrs)), 0.005)
     axes.set_ylim(max(0.0, min(mrrs) - room), min(1.0, max(mrrs) + room) + room / 4)
 
 
-def _round_numbers(low: float, high: float) -> list[float]:
-    """Four to eight round numbers between `low` and `high`, denser where the range is narrow."""
-    for steps in (
-        (1,),
-        (1, 3),
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 4, 6, 8),
-        tuple(1 + step / 4 for step in range(36)),
-    ):
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        ticks = [step * 10.0**power for power in powers for step in steps]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) >= 4:
-            break
-    return ticks[:: math.ceil(len(ticks) / 8)] if ticks else [low, high]
-
-
-def _plot(axes: Axes, series: Series) -> None:
+def _plot(axes: Axes, series: Series, cost: Cost) -> None:
     """A line through the grades, the teacher as a star; the baseline hollow and dashed."""
     look: dict[str, Any] = {
         "color": series.colour,
         "markerfacecolor": SURFACE if series.is_baseline else series.colour,
+        "markerfacecoloralt": SURFACE,
+        "fillstyle": FILLS.get(series.method, "full"),
         "markeredgecolor": series.colour,
         "zorder": 3,
     }
     axes.plot(
-        *_coordinates(series.grades),
+        *_coordinates(series.grades, cost),
         marker=MARKERS.get(series.precision, OTHER_MARKER),
         markersize=7.5,
         markeredgewidth=1.6,
         linewidth=1.6,
-        linestyle=(0, (4, 2.5)) if series.is_baseline else "-",
+        linestyle=DASHES.get(series.method, "-"),
         label=series.name,
         **look,
     )
     teachers = [row for row in series.rows if row["stage"] == TEACHER]
-    axes.plot(*_coordinates(teachers), marker="*", markersize=15, markeredgewidth=1.2, linestyle="none", **look)
+    axes.plot(
+        *_coordinates(teachers, cost), marker="*", markersize=15, markeredgewidth=1.2, linestyle="none", **look
+    )
 
 
 def _plot_published(axes: Axes, published: Sequence[Reference]) -> None:
@@ -198,16 +199,15 @@ def _plot_published(axes: Axes, published: Sequence[Reference]) -> None:
         axes.plot(*places, linestyle=":", linewidth=1.2, label=reference.LABEL, **look)
 
 
-def _front(axes: Axes, rows: Sequence[Row]) -> None:
+def _plot_front(axes: Axes, rows: Sequence[Row], cost: Cost) -> None:
     """The Pareto front as a broad pale staircase behind the points."""
-    best = sorted((row["bundle_bytes"] / 1e6, mrr_of(row)) for row in rows if row["on_front"])
-    sizes, mrrs = [size for size, _ in best], [mrr for _, mrr in best]
-    sizes, mrrs = [*sizes, axes.get_xlim()[1]], [*mrrs, mrrs[-1]]
+    costs, mrrs = _coordinates(front(rows, cost), cost)
+    costs, mrrs = [*costs, axes.get_xlim()[1]], [*mrrs, mrrs[-1]]
     look: dict[str, Any] = {"color": FRONT, "linewidth": 4, "solid_capstyle": "butt", "solid_joinstyle": "miter"}
-    axes.plot(sizes, mrrs, drawstyle="steps-post", zorder=1.5, label="Pareto front", **look)
+    axes.plot(costs, mrrs, drawstyle="steps-post", zorder=1.5, label="Pareto front", **look)
 
 
-def _label(axes: Axes, series: Sequence[Series], published: Sequence[Reference], dpi: float) -> None:
+def _label(axes: Axes, series: Sequence[Series], cost: Cost, published: Sequence[Reference], dpi: float) -> None:
     """The grade beside each point, left out where it would cover something: its column tells it then."""
 
     def on_paper(spots: Sequence[Spot]) -> list[list[float]]:
@@ -216,8 +216,8 @@ def _label(axes: Axes, series: Sequence[Series], published: Sequence[Reference],
     rows = [row for one in series for row in one.rows]
     texts = [{TEACHER: TEACHER, "pre-distilled": "pre"}.get(row["stage"], str(row["grade"])) for row in rows]
     texts += [str(row.layers) for row in published]
-    spots = [*_spots(rows), *_published_spots(published)]
-    lines = [on_paper(_spots(one.grades)) for one in series if one.grades]
+    spots = [*_spots(rows, cost), *_published_spots(published)]
+    lines = [on_paper(_spots(one.grades, cost)) for one in series if one.grades]
     lines += [on_paper(_published_spots(published))] if published else []
     offsets = labels.offsets(on_paper(spots), texts, LABEL_POINTS, lines)
     look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": LABEL_POINTS, "color": INK, "zorder": 4}
@@ -226,9 +226,9 @@ def _label(axes: Axes, series: Sequence[Series], published: Sequence[Reference],
             axes.annotate(text, spot, xytext=offset, textcoords="offset points", **look)
 
 
-def _spots(rows: Sequence[Row]) -> list[Spot]:
-    """Size in MB and MRR of each row."""
-    return [(row["bundle_bytes"] / 1e6, mrr_of(row)) for row in rows]
+def _spots(rows: Sequence[Row], cost: Cost) -> list[Spot]:
+    """Cost and MRR of each row."""
+    return [(cost.of(row), mrr_of(row)) for row in rows]
 
 
 def _published_spots(published: Sequence[Reference]) -> list[Spot]:
@@ -236,7 +236,7 @@ def _published_spots(published: Sequence[Reference]) -> list[Spot]:
     return [((row.float32_bytes or 0) / 1e6, row.metrics["mrr"] or 0.0) for row in published]
 
 
-def _coordinates(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
-    """Sizes in MB and MRRs."""
-    spots = _spots(rows)
-    return [size for size, _ in spots], [mrr for _, mrr in spots]
+def _coordinates(rows: Sequence[Row], cost: Cost) -> tuple[list[float], list[float]]:
+    """Costs and MRRs."""
+    spots = _spots(rows, cost)
+    return [value for value, _ in spots], [mrr for _, mrr in spots]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +25,30 @@ def latest_run(runs: Path) -> Path:
     if not ladders:
         raise BenchError(f"no run in {runs}/ (a folder with {LADDER}); name the bundles, or run pmd-train first")
     return ladders[-1].parent
+
+
+def stage_of(bundle: Path, run: Path | None, runs: Path) -> Path:
+    """The folder of the weights that a bundle was made from: in `run`, or in the latest of `runs` that has them.
+
+    Raises BundleError, and BenchError where no run has them.
+    """
+    manifest = manifest_of(bundle)
+    wanted, stage = manifest["source"].get("weights_sha256"), str(manifest.get("stage"))
+    ladders = sorted(runs.glob(f"*/{LADDER}"), key=lambda path: (path.stat().st_mtime_ns, path), reverse=True)
+    for folder in [ladder.parent for ladder in ladders] if run is None else [run]:
+        weights = folder / stage / WEIGHTS
+        if weights.is_file() and _sha256(weights, weights.stat().st_mtime_ns) == wanted:
+            return weights.parent
+    where = f"{runs}/" if run is None else str(run)
+    raise BenchError(
+        f"no torch weights: {where} has no {stage} that {bundle} was made from; name its run with --run"
+    )
+
+
+@functools.cache
+def _sha256(path: Path, _changed_ns: int) -> str:
+    """sha256 of a file, read once while it is not written to: a bench asks for every bundle of a grade."""
+    return sha256_of(path)
 
 
 def bundles_of(run: Path, bundles: Path) -> list[Path]:

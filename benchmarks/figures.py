@@ -15,7 +15,10 @@ Interval: TypeAlias = tuple[float | None, float | None]
 """Low and high end; None where that end is unknown."""
 
 SUGGESTIONS = 3
-TIMES = ("query_ms.", "batch_queries_per_second", "cold_start", "evaluate_seconds", "speedup.", "cores_busy")
+TIMES = (
+    *("query_ms.", "batch_queries_per_second", "cold_start", "evaluate_seconds", "cores_busy"),
+    *("speedup.", "against."),
+)
 """Beginnings of the keys whose figures depend on the machine and on what else it does."""
 
 
@@ -40,11 +43,17 @@ def is_time(key: str) -> bool:
 def interval_of(row: Row, key: str) -> Interval | None:
     """95 % interval that the report states for a figure; None where it states none.
 
-    MRR's is the bootstrap over triples; a cold start's is the range of its runs, where it had several.
+    MRR's is the bootstrap over triples; a cold start's is the range of its runs, where it had several; that of a
+    ratio to a peer the bootstrap over rounds.
     """
     if key == "cold_start_ms":
         runs = row["cold_start_runs_ms"] or []
         return (min(runs), max(runs)) if len(runs) > 1 else None
+    group, _, rest = key.partition(".")
+    if group in ("speedup", "against"):
+        peer = rest if group == "speedup" else rest.removesuffix(".ratio")
+        ends = ((row.get("against") or {}).get(peer) or {}).get("interval")
+        return (ends[0], ends[1]) if ends else None
     stated = (row["intervals"] or {}).get(key)
     if key.startswith("metrics."):
         stated = ((row["analysis"] or {}).get("interval") or {}).get(key.removeprefix("metrics."))

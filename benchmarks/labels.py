@@ -1,4 +1,4 @@
-"""Where the label of each point of a plot goes, so that it covers no point and no other label."""
+"""Where the labels of a plot go: beside each point, covering no other, and at round numbers of a log axis."""
 
 from __future__ import annotations
 
@@ -37,6 +37,24 @@ def offsets(
         found.append(None if box is None else ((box[0] + box[2]) / 2 - x, (box[1] + box[3]) / 2 - y))
         taken += [] if box is None else [box]
     return found
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """Four to eight round numbers between `low` and `high`, both positive, denser where the range is narrow."""
+    for steps in (
+        (1,),
+        (1, 3),
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 4, 6, 8),
+        tuple(1 + step / 4 for step in range(36)),
+        tuple(1 + step / 50 for step in range(450)),
+    ):
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [step * 10.0**power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            break
+    return ticks[:: math.ceil(len(ticks) / 8)] if ticks else [low, high]
 
 
 def _around(spot: Spot, radius: float) -> Box:

@@ -21,6 +21,7 @@ NOTABLE_FLAGS = (
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
 """Instruction sets that decide how fast float32, float16 and int8 run; the rest only lengthens the report."""
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 UNLIMITED_BYTES = 1 << 60
 """cgroup v1 writes "no limit" as a number close to 2^63."""
 
@@ -36,10 +37,11 @@ def fingerprint(threads: int) -> dict[str, Any]:
         "cores_used": threads,
         "cores_available": affinity(),
         "cores_physical": psutil.cpu_count(logical=False),
-        "frequency_mhz": _frequency_mhz(),
+        **_frequency(),
         "ram_bytes": psutil.virtual_memory().total,
         "os": platform.platform(),
         "versions": _versions(),
+        **_commit(),
         "container_limits": container_limits(),
         "load_average": _load_average(),
     }
@@ -98,14 +100,45 @@ def _flags(cpuinfo: dict[str, str]) -> list[str] | None:
     return None if present is None else [flag for flag in NOTABLE_FLAGS if flag in present.split()]
 
 
-def _frequency_mhz() -> float | None:
+def free_bytes() -> int:
+    """Memory that could be taken without swapping, in bytes; no more than the container may have in all."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit = (container_limits() or {}).get("memory_bytes")
+    return free if limit is None else min(free, int(limit))
+
+
+def _frequency() -> dict[str, Any]:
+    """`frequency_mhz` now, `frequency_max_mhz`, and `governor`, which says whether it may change."""
     import psutil
 
     try:
         frequency = psutil.cpu_freq()
     except (OSError, RuntimeError, NotImplementedError):  # virtual machines hide it in several ways
-        return None
-    return round(frequency.current, 1) if frequency and frequency.current else None
+        frequency = None
+    return {
+        "frequency_mhz": round(frequency.current, 1) if frequency and frequency.current else None,
+        "frequency_max_mhz": round(frequency.max, 1) if frequency and frequency.max else None,
+        "governor": _read(GOVERNOR).strip() or None,
+    }
+
+
+def _commit() -> dict[str, Any]:
+    """`commit` of the checkout that the code runs from, and whether files were `modified`; null when installed."""
+    here = Path(__file__).resolve().parent
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(here), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        tracked = ask("ls-files", Path(__file__).name)  # an installed copy may lie in a checkout of something else
+        if not tracked:
+            return {"commit": None, "modified": None}
+        return {"commit": ask("rev-parse", "HEAD"), "modified": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "modified": None}
 
 
 def _load_average() -> float | None:

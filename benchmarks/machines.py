@@ -49,13 +49,20 @@ class Pair:
     def noise_of(self, a: Row, b: Row) -> float | None:
         """Noise of one bundle's times, in percent.
 
-        A process on one thread that had only part of its core was slowed by as much, whatever the calibration
-        says, which ran at other moments.
+        A process on one thread that had only part of its core was slowed by as much, and one whose machine was
+        disturbed by as much as the work between its questions was, whatever the calibration says, which ran at
+        other moments.
         """
         if self.noise_percent is None:
             return None
         shares = [row["cores_busy"] for row in (a, b) if row["cores_busy"] is not None and self.one_thread]
+        shares += [1 / (1 + _spread(row)) for row in (a, b) if row["disturbed"]]
         return max(self.noise_percent, *(100 * (1 - share) for share in shares), 0.0)
+
+
+def _spread(row: Row) -> float:
+    """How much longer the work between a bundle's questions took when it was slow, as a share; 0 if not told."""
+    return float((row["disturbance"] or {}).get("spread_percent") or 0) / 100
 
 
 def pair_of(a: Report, b: Report, noise_percent: float = 0.0) -> Pair:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pmd.benchmarks import curve, reference, series, sheets
+from pmd.benchmarks import columns, curve, growth_plot, panels, reference, series, sheets
 from pmd.benchmarks.case import Row
+from pmd.benchmarks.peers import told
 from pmd.benchmarks.report import TEACHER, Report, label_of, measured, mrr_of
-from pmd.benchmarks.table import UNKNOWN, fraction, megabytes, millions, percent, three_digits
+from pmd.benchmarks.table import fraction, megabytes, percent, three_digits
 from pmd.serving.extras import require
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
 CLOSE = 0.97  # of the teacher's MRR: what the paper's smallest grade keeps
-TEMPLATE = "report.html.j2"
+TEMPLATE, STYLE, SCRIPT = "report.html.j2", "report.css", "report.js"
 TOKENS = {
     curve.INK: "--ink",
     curve.MUTED: "--muted",
@@ -28,85 +34,94 @@ TOKENS = {
 """Colours of the drawing that follow the page's scheme: each becomes a CSS variable, itself the fallback."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: `raw` gives what sorts, `show` what is read."""
-
-    heading: str
-    raw: Callable[[Row], Any]
-    show: Callable[[Any], str]
-    hint: str = ""
-
-
-def _hits(key: str) -> Callable[[Row], Any]:
-    return lambda row: row["metrics"][key] if row["metrics"] else None
-
-
-def _side(key: str) -> Callable[[Row], Any]:
-    return lambda row: row["metrics"][key]["mrr"] if row["metrics"] else None
-
-
-def _plain(value: Any) -> str:
-    return UNKNOWN if value is None else str(value)
-
-
-def _whole(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:,.0f}"
-
-
-SIZE_AND_SPEED = (
-    Column("layers", lambda row: row["layers"], _plain),
-    Column("parameters, M", lambda row: row["parameters"], millions, "Both towers"),
-    Column("size, MB", lambda row: row["bundle_bytes"], megabytes, "Every file of the bundle"),
-    Column("to answer, MB", lambda row: row["answering_bytes"], megabytes, "Without the optional entity tower"),
-    Column("p50, ms", lambda row: row["query_ms"]["p50"], three_digits, "Half of the queries took at most this"),
-    Column("p95, ms", lambda row: row["query_ms"]["p95"], three_digits),
-    Column("p99, ms", lambda row: row["query_ms"]["p99"], three_digits),
-    Column("queries/s", lambda row: row["batch_queries_per_second"], _whole, "In batches of 64"),
-    Column("cold start, ms", lambda row: row["cold_start_ms"], _whole, "Process start to first answer"),
-    Column("peak memory, MB", lambda row: row["peak_rss_bytes"], megabytes, "Peak resident set"),
-)
-ACCURACY = (
-    Column("MRR", mrr_of, fraction, "Mean reciprocal rank"),
-    Column("Hits@1", _hits("hits@1"), fraction),
-    Column("Hits@3", _hits("hits@3"), fraction),
-    Column("Hits@10", _hits("hits@10"), fraction),
-    Column("mean rank", _hits("mean_rank"), three_digits),
-    Column("head MRR", _side("head"), fraction, "Predicting heads"),
-    Column("tail MRR", _side("tail"), fraction, "Predicting tails"),
-    Column(
-        "MRR re-ranked",
-        lambda row: row["metrics_reranked"]["mrr"] if row["metrics_reranked"] else None,
-        fraction,
-        "With the neighbour bonus of published figures",
-    ),
-    Column("kept", lambda row: row["mrr_kept"], percent, "Of the same grade's MRR in torch"),
-    Column("of teacher", lambda row: row["mrr_of_teacher"], percent, "Of the teacher's MRR in torch"),
-)
-
-
 def render(report: Report) -> str:
     """The page of a report, as HTML."""
     require("bench", "jinja2")
-    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"label": label_of}
-    environment.filters |= {"mb": megabytes, "digits": three_digits, "fraction": fraction, "percent": percent}
-    template = environment.from_string(_template())
-    whole = measured(report["results"])
-    return template.render(
-        report=report,
-        machine=report["machine"],
-        measured=whole,
-        failed=[row for row in report["results"] if row["error"]],
-        highlights=highlights(whole),
-        busy=[percent(pick(row["cores_busy"] for row in whole)) for pick in (min, max)] if whole else [],
-        published=_published(report),
-        tables=(("Size and speed", "speed", SIZE_AND_SPEED), ("Accuracy", "accuracy", ACCURACY)),
-        wide=inline_svg(curve.svg(report, titled=False), "wide", series.description(report)),
-        narrow=inline_svg(curve.svg(report, narrow=True, titled=False), "narrow", series.description(report)),
+    rows = report["results"]
+    whole = measured(rows)
+    script = _file(SCRIPT)
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            report=report,
+            machine=report["machine"],
+            measured=whole,
+            failed=[row for row in rows if row["error"]],
+            highlights=highlights(whole),
+            busy=[percent(pick(row["cores_busy"] for row in whole)) for pick in (min, max)] if whole else [],
+            disturbed=panels.disturbed(rows),
+            published=_published(report),
+            peers=_peers(rows),
+            filters=panels.filters(rows),
+            tables=(
+                ("Size and speed", "speed", columns.SIZE_AND_SPEED),
+                ("Accuracy", "accuracy", columns.ACCURACY),
+            ),
+            boxes=panels.boxes(rows),
+            throughput=panels.throughput(rows),
+            pairs=panels.pairs(rows),
+            drilldown=panels.drilldown(rows),
+            curves=[_curve(report, cost) for cost in (series.SIZE, series.LATENCY)],
+            growth=_growth(rows),
+            style=Markup(_file(STYLE)),  # safe: files of this package
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
     )
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_file),
+    )
+    environment.globals |= {"label": label_of, "name": series.name_of}
+    environment.filters |= {
+        "signed": _signed,
+        "mb": megabytes,
+        "digits": three_digits,
+        "fraction": fraction,
+        "percent": percent,
+    }
+    return environment
+
+
+def _curve(report: Report, cost: series.Cost) -> dict[str, Any]:
+    """A curve in both shapes, with what its text needs."""
+    points = [series.told(row, cost) for one in series.series_of(report["results"]) for row in one.rows]
+    words = series.description(report, cost)
+    shapes = {
+        shape: inline_svg(
+            curve.svg(report, cost, narrow=shape == "narrow", titled=False),
+            f"{cost.name}-{shape}",
+            cost.title,
+            words,
+            shape=shape,
+            points=points,
+        )
+        for shape in ("wide", "narrow")
+    }
+    best = [series.name_of(row) for row in series.front(report["results"], cost)]
+    return {"name": cost.name, "title": cost.title, "front": best, **shapes}
+
+
+def _growth(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """What the growth's part of the page needs; None where no row has any."""
+    found = panels.growths(rows)
+    if not found:
+        return None
+    words = " ".join(growth.told() for growth in found)
+    drawing = inline_svg(growth_plot.svg(found), "growth", "Latency against the number of entities", words)
+    synthetic = any(growth.synthetic for growth in found)
+    return {"svg": drawing, "synthetic": synthetic, "table": panels.growth_table(found)}
 
 
 def _published(report: Report) -> dict[str, Any]:
@@ -118,6 +133,17 @@ def _published(report: Report) -> dict[str, Any]:
         "cells": [sheets.published(row) for row in rows],
         "source": reference.source(),
         "protocol": reference.protocol(report),
+    }
+
+
+def _peers(rows: Sequence[Row]) -> dict[str, Any]:
+    """Other stacks beside the bundles; all empty where none was asked for."""
+    return {
+        "headings": told.HEADINGS,
+        "text_columns": told.TEXT_COLUMNS,
+        "cells": told.cells(rows),
+        "skipped": told.skipped(rows),
+        "legend": told.legend(rows),
     }
 
 
@@ -151,8 +177,14 @@ def _against(row: Row, teacher: Row | None) -> str:
     return f"Against {of}: {smaller:.1f} × smaller, {faster:.1f} × as fast, {kept}."
 
 
-def inline_svg(drawing: bytes, name: str, words: str) -> Any:
-    """An SVG made fit for the page: ids of its own, a description, colours that follow the page's scheme."""
+def inline_svg(
+    drawing: bytes, name: str, title: str, words: str, *, shape: str = "", points: Sequence[str] = ()
+) -> Markup:
+    """An SVG made fit for the page: ids of its own, a description, colours that follow the page's scheme.
+
+    name: before every id. shape: a class more. points: what a pointer over each point reads, in the order of
+    the drawing's spots.
+    """
     from markupsafe import Markup, escape
 
     text = drawing.decode("utf-8")
@@ -160,17 +192,26 @@ def inline_svg(drawing: bytes, name: str, words: str) -> Any:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"#[0-9a-f]{6}\b", lambda found: _themed(found[0]), text)
+    for index, point in enumerate(points):
+        spot = f'<g id="{name}-{curve.SPOT}{index}"'
+        text = text.replace(f"{spot}>", f'{spot} class="spot"><title>{escape(point)}</title>')
     opening, _, rest = text.partition(">")
     opening = re.sub(r'\s(?:width|height|version)="[^"]*"', "", opening)
-    opening = f'{opening} class="{name}" role="img" aria-labelledby="{name}-title {name}-words">'
-    heading = f'<title id="{name}-title">Accuracy against size</title>'
-    told = f'<desc id="{name}-words">{escape(words)}</desc>'
-    return Markup(opening + heading + told + rest)  # safe: matplotlib's own output and escaped words
+    labelled = f'aria-labelledby="{name}-title" aria-describedby="{name}-words"'
+    opening = f'{opening} class="{shape or name}" role="img" {labelled}>'
+    heading = f'<title id="{name}-title">{escape(title)}</title>'
+    described = f'<desc id="{name}-words">{escape(words)}</desc>'
+    return Markup(opening + heading + described + rest)  # safe: matplotlib's own output and escaped words
+
+
+def _signed(value: float) -> str:
+    """A difference with its sign and four decimals; what rounds to nothing is +0.0000."""
+    return f"{round(value, 4) + 0.0:+.4f}"
 
 
 def _themed(colour: str) -> str:
     return f"var({TOKENS[colour]}, {colour})" if colour in TOKENS else colour
 
 
-def _template() -> str:
-    return resources.files("pmd.benchmarks").joinpath("templates", TEMPLATE).read_text(encoding="utf-8")
+def _file(name: str) -> str:
+    return resources.files("pmd.benchmarks").joinpath("templates", name).read_text(encoding="utf-8")

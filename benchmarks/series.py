@@ -1,8 +1,8 @@
-"""What the curve shows before it is drawn: a series per method and precision, and the same in words."""
+"""What a curve shows before it is drawn: a series per method and precision, the front, and the same in words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pmd.benchmarks import reference
@@ -40,22 +40,74 @@ class Series:
         return self.method == BASELINE
 
 
-def description(report: Report) -> str:
+@dataclass(frozen=True)
+class Cost:
+    """What a bundle costs: the horizontal axis of a curve, and how it is worded."""
+
+    name: str
+    """One word: size or latency."""
+    axis: str
+    of: Callable[[Row], float]
+    """The cost of a measured row, in `unit`."""
+    unit: str
+    shown: Callable[[float], str]
+
+    @property
+    def title(self) -> str:
+        """What a curve over this cost is called."""
+        return f"Accuracy against {self.name}"
+
+
+SIZE = Cost(
+    "size",
+    "bundle size, MB of a million bytes (log scale)",
+    lambda row: float(row["bundle_bytes"]) / 1e6,
+    "MB",
+    lambda value: f"{value:.1f}",
+)
+LATENCY = Cost(
+    "latency",
+    "median time of a single query, ms (log scale)",
+    lambda row: float(row["query_ms"]["p50"]),
+    "ms",
+    lambda value: f"{value:.3g}",
+)
+
+
+def front(rows: Sequence[Row], cost: Cost) -> list[Row]:
+    """The measured rows that no other beats in both cost and MRR, by rising cost; of equals, one."""
+    best: list[Row] = []
+    for row in sorted(measured(rows), key=lambda row: (cost.of(row), -mrr_of(row))):
+        if not best or mrr_of(row) > mrr_of(best[-1]):
+            best.append(row)
+    return best
+
+
+def name_of(row: Row) -> str:
+    """A row's bundle for people: grade 4 int8, with its method where that is not pmd."""
+    method = "" if row["method"] in (None, "pmd") else f", {row['method']}"
+    model = label_of(row) if row["stage"] else row["bundle"]
+    return f"{model} {row['precision'] or ''}".rstrip() + method
+
+
+def told(row: Row, cost: Cost) -> str:
+    """One point of a curve in words."""
+    return f"{name_of(row)}: {cost.shown(cost.of(row))} {cost.unit}, MRR {mrr_of(row):.3f}"
+
+
+def description(report: Report, cost: Cost = SIZE) -> str:
     """The curve in words, for those who do not see it."""
     rows = measured(report["results"])
     if not rows:
         return "No bundle was measured, so the plot is empty."
-    points = "; ".join(
-        f"{row['method']} {label_of(row)} {row['precision']}: "
-        f"{row['bundle_bytes'] / 1e6:.1f} MB, MRR {mrr_of(row):.3f}"
-        for row in rows
-    )
-    told = f"MRR on the {report['split']} split against bundle size on a logarithmic scale. {points}."
+    words = f"MRR on the {report['split']} split against {cost.axis}. {'; '.join(told(row, cost) for row in rows)}."
+    best = "; ".join(name_of(row) for row in front(rows, cost))
+    words = f"{words} On the Pareto front: {best}."
     published = "; ".join(
         f"{row.model} {row.layers} layers: {(row.float32_bytes or 0) / 1e6:.0f} MB, MRR {row.metrics['mrr']:.3f}"
-        for row in reference.drawn(report)
+        for row in (reference.drawn(report) if cost is SIZE else [])
     )
-    return f"{told} Crosses, {reference.LABEL}, at {reference.PLACE}: {published}." if published else told
+    return f"{words} Crosses, {reference.LABEL}, at {reference.PLACE}: {published}." if published else words
 
 
 def series_of(rows: Sequence[Row]) -> list[Series]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pmd.benchmarks import reference
 from pmd.benchmarks.case import FROM_MANIFEST, Row
+from pmd.benchmarks.peers import told as beside
 from pmd.benchmarks.report import Report, label_of, mrr_of
 from pmd.benchmarks.table import UNKNOWN, fraction, megabytes, millions, percent, three_digits
 
@@ -20,10 +21,11 @@ CSV_COLUMNS = (
     *FROM_MANIFEST,
     *("bundle_bytes", "answering_bytes"),
     *(f"query_ms.{name}" for name in ("p50", "p95", "p99", "mean")),
-    *("batch_queries_per_second", "cold_start_ms", "peak_rss_bytes"),
+    *("batch_queries_per_second", "cold_start_ms", "peak_rss_bytes", "private_dirty_bytes"),
     *(f"{group}.{name}" for group in ("metrics", "metrics_reranked") for name in METRICS),
     *("mrr_kept", "mrr_of_teacher", "mrr_torch", "speedup.torch"),
-    *("queries_timed", "cores_busy", "evaluate_seconds", "on_front", "error"),
+    *(f"{other}.{name}" for other in ("against_fp32", "against_teacher") for name in ("difference", "p_value")),
+    *("queries_timed", "cores_busy", "disturbed", "evaluate_seconds", "on_front", "error"),
 )
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a text that begins so for a formula; names come from bundles, which anyone can make."""
@@ -65,20 +67,36 @@ def to_csv(report: Report) -> str:
 def to_markdown(report: Report) -> str:
     """Heading, machine, a table of the bundles, those that failed, published figures, and the command."""
     rows, references = report["results"], reference.of_report(report)
-    parts = [f"# {_text(report['dataset'] or 'Unknown data')}: bundles measured", _setting(report)]
+    parts = [f"# {plain_text(report['dataset'] or 'Unknown data')}: bundles measured", _setting(report)]
     if rows:
-        parts.append(_table(COLUMNS, [_figures(row) for row in rows], TEXT_COLUMNS))
+        parts.append(markdown_table(COLUMNS, [_figures(row) for row in rows], TEXT_COLUMNS))
         parts.append(
             "**Bold**: on the Pareto front, no bundle is both smaller and more accurate. Kept: of the same grade's "
             f"MRR in torch. MB is a million bytes; {UNKNOWN} is unknown."
         )
-    failed = [f"- {_text(row['bundle'])}: {_text(row['error'])}" for row in rows if row["error"]]
+    disturbed = [plain_text(row["bundle"]) for row in rows if row["disturbed"]]
+    if disturbed:
+        parts.append(f"Others took the machine while these were timed: {', '.join(disturbed)}.")
+    parts += _beside(rows)
+    failed = [f"- {plain_text(row['bundle'])}: {plain_text(row['error'])}" for row in rows if row["error"]]
     if failed:
         parts += ["## Not measured", "\n".join(failed)]
     if references:
         told = f"{reference.source()}. Protocol: {reference.protocol(report)}. Not measured here."
-        parts += ["## Published, re-ranked", told, _table(REFERENCE_COLUMNS, map(published, references), 1)]
-    return "\n\n".join([*parts, "## To repeat it", _code(report["command"] or "")]) + "\n"
+        parts += ["## Published, re-ranked", told, markdown_table(REFERENCE_COLUMNS, map(published, references), 1)]
+    return "\n\n".join([*parts, "## To repeat it", code_block(report["command"] or "")]) + "\n"
+
+
+def _beside(rows: Sequence[Row]) -> Iterator[str]:
+    """The bundles beside other stacks, and those that were skipped; nothing where none was asked for."""
+    made, skipped = beside.cells(rows), beside.skipped(rows)
+    if made or skipped:
+        yield "## Beside other stacks"
+    if made:
+        texts = [[plain_text(shown) for shown, _ in line] for line in made]
+        yield markdown_table(beside.HEADINGS, texts, beside.TEXT_COLUMNS)
+    if skipped:
+        yield "\n".join(f"- skipped: {plain_text(name)}: {plain_text(why)}" for name, why, _ in skipped)
 
 
 def _inside(row: Row, key: str) -> Any:
@@ -99,18 +117,18 @@ def _setting(report: Report) -> str:
     machine = report["machine"]
     noise = machine["calibration"]["slowest_median_percent"]
     threads = f"{report['threads']} thread{'' if report['threads'] == 1 else 's'}"
-    told = [f"{report['split']} split", f"{_text(machine['cpu'] or 'an unnamed processor')}, {threads}"]
-    told += [_text(report["started_at"]), *(["a first look, with few repeats"] if report["quick"] else [])]
+    told = [f"{report['split']} split", f"{plain_text(machine['cpu'] or 'an unnamed processor')}, {threads}"]
+    told += [plain_text(report["started_at"]), *(["a first look, with few repeats"] if report["quick"] else [])]
     return f"{'; '.join(told)}; noise {three_digits(noise)} %: smaller differences in time mean nothing."
 
 
 def _figures(row: Row) -> list[str]:
     metrics, reranked, query = row["metrics"] or {}, row["metrics_reranked"] or {}, row["query_ms"]
-    name = _text(label_of(row) if row["stage"] or row["grade"] is not None else row["bundle"])
+    name = plain_text(label_of(row) if row["stage"] or row["grade"] is not None else row["bundle"])
     return [
         f"**{name}**" if row["on_front"] else name,
-        _text(row["method"] or UNKNOWN),
-        _text(row["precision"] or UNKNOWN),
+        plain_text(row["method"] or UNKNOWN),
+        plain_text(row["precision"] or UNKNOWN),
         UNKNOWN if row["layers"] is None else str(row["layers"]),
         millions(row["parameters"]),
         megabytes(row["bundle_bytes"]),
@@ -140,7 +158,7 @@ def published(row: reference.Reference) -> list[str]:
     ]
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int) -> str:
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int) -> str:
     """A table as GitHub reads it: names to the left, figures to the right."""
     rule = ["---" if column < text_columns else "---:" for column in range(len(headings))]
     return "\n".join(_lines([headings, rule, *rows]))
@@ -151,13 +169,13 @@ def _lines(rows: Iterable[Sequence[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def _text(value: str) -> str:
+def plain_text(value: str) -> str:
     """A text that means only itself in Markdown and in HTML: one line, and its marks escaped."""
     plain = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]#|~!])", r"\\\1", plain)
 
 
-def _code(command: str) -> str:
+def code_block(command: str) -> str:
     """A block of code whose fence is longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall("`+", command)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -26,10 +26,18 @@ UNKNOWN = "–"
 def lines(rows: Sequence[Row]) -> list[str]:
     """Aligned lines: headings, then a line for each row; a failed row says why instead of its figures."""
     cells = [HEADINGS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS))]
-    aligned = [_aligned(line, widths) for line in cells]
     failures = [f"failed: {row['bundle']}: {row['error']}" for row in rows if row["error"]]
-    return [*aligned, *failures]
+    return [*aligned(cells, TEXT_COLUMNS), *failures]
+
+
+def aligned(cells: Sequence[Sequence[str]], text_columns: int) -> list[str]:
+    """Lines of a table, the first its headings: names, which come first, to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    sides = ["<" if column < text_columns else ">" for column in range(len(widths))]
+    padded = [
+        [f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)] for line in cells
+    ]
+    return ["  ".join(line).rstrip() for line in padded]
 
 
 def megabytes(size: float | None) -> str:
@@ -78,12 +86,3 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _with_unit(text: str, unit: str) -> str:
     return text if text == UNKNOWN else f"{text} {unit}"
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, figures to the right."""
-    padded = [
-        cell.ljust(width) if column < TEXT_COLUMNS else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "  ".join(padded).rstrip()

@@ -87,6 +87,12 @@ def templates_of(manifest: Manifest, what: str) -> Templates:
         raise BundleError(f"{what}: {error}") from error
 
 
+def rerank_of(manifest: Manifest) -> tuple[int, float]:
+    """Hops and weight of neighbour re-ranking; 0 hops without."""
+    settings = manifest["rerank"]
+    return (int(settings["hops"]), float(settings["weight"])) if settings else (0, 0.0)
+
+
 def _check_schema(found: object, what: str) -> None:
     if found == SCHEMA:
         return

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, overload
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from pmd.serving.errors import QueryError
 from pmd.serving.explain import Explanation, explain
 from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
 from pmd.serving.live import LiveGraph
+from pmd.serving.manifest import rerank_of
 from pmd.serving.neighbours import reranked as with_neighbours
 from pmd.serving.ranking import FloatArray, Metrics, ScoreQueries, evaluate
 from pmd.serving.search import Near
@@ -274,8 +275,7 @@ class Scorer:
         question = state.question(given, relation, inverse=asks == "head", is_text=is_text)
         answer = state.entities.find(wanted)
         scores = state.tables.vectors.scores(self._encoder([question.text]))[0]
-        settings = self.bundle.manifest["rerank"]
-        return explain(state, question, answer, scores, *_hops_and_weight(settings), count=checked_k(triples))
+        return explain(state, question, answer, scores, *rerank_of(self.bundle.manifest), count=checked_k(triples))
 
     def score_queries(self, heads: IntArray, relations: IntArray) -> FloatArray:
         """Scores of directed queries against every entity, (Q,), (Q,) indices -> float32 (Q, E).
@@ -367,7 +367,7 @@ class Scorer:
             return 0, 0.0
         if self.bundle.manifest["rerank"] is None:
             raise QueryError(f"{self.bundle.path} has no re-ranking settings; ask without reranked")
-        return _hops_and_weight(self.bundle.manifest["rerank"])
+        return rerank_of(self.bundle.manifest)
 
     def _split_scores(self, state: Snapshot, split: str, reranked: bool) -> ScoreQueries:
         if split not in SPLIT_NAMES:
@@ -400,7 +400,3 @@ def _opened_index(path: Path, bundle: Bundle, verify: bool) -> Near:
     from pmd.serving.near import NearIndex  # here, not above: it brings what only a command needs
 
     return NearIndex.open(path, bundle, verify=verify)
-
-
-def _hops_and_weight(settings: dict[str, Any] | None) -> tuple[int, float]:
-    return (int(settings["hops"]), float(settings["weight"])) if settings else (0, 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ import tiny_bundle
 from tiny_bundle import write_tiny_bundle
 
 from pmd.benchmarks import case, discovery
+from pmd.benchmarks.bench import bench
 from pmd.benchmarks.case import Plan
 from pmd.benchmarks.errors import BenchError, MeasureError
 from pmd.serving.archive import pack
-from pmd.serving.bundle import MANIFEST, VECTORS, seal
+from pmd.serving.bundle import MANIFEST, MODEL, QUERY, VECTORS, seal
 from pmd.serving.errors import BundleError
+from pmd.serving.rows import EntityRow
 
-QUICK = Plan(questions=20, batches=1, cold_starts=1)
+QUICK = Plan(questions=20, lap_limit_s=0, batches=1, cold_starts=1)
+WORDS = [f"{first}{last}" for first in ("ba", "co", "di", "fu") for last in ("l", "m", "n", "r", "s")]
 PLANTED = """
 import sys, time
 from pmd.benchmarks import child
@@ -41,9 +45,9 @@ def bundle(tmp_path_factory) -> Path:
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
-def speed(bundle: Path, child: tuple[str, ...] = case.CHILD) -> dict:
-    request = {"task": "speed", "bundle": str(bundle), "split": "test", "questions": 20, "batches": 1}
-    return case.run_child(request, Plan(child=child), 120)
+def speed(bundle: Path, child: tuple[str, ...] = case.CHILD, questions: int = 20) -> dict:
+    asked = {"split": "test", "questions": questions, "lap_limit_s": 0, "batches": 1}
+    return case.run_child({"task": "speed", "bundle": str(bundle), **asked}, Plan(child=child), 120)
 
 
 def child_of(code: str) -> tuple[str, ...]:
@@ -60,19 +64,74 @@ def reseal(folder: Path, **changes: object) -> Path:
 # ---- known truths -----------------------------------------------------------------------------------------
 
 
-def test_a_planted_sleep_moves_every_percentile(bundle):
+def test_a_planted_sleep_moves_the_median_by_as_much(bundle, tmp_path):
+    """Bounds: 5 %, and the noise of the same run: p50's intervals, and how far its sleeps overslept in the median.
+
+    The injected scorer does nothing else, so that a busy machine disturbs only the sleep, which tells its length.
+    """
+    notes = tmp_path / "notes"
+    injected = f"""
+import sys, time
+from pmd.benchmarks import child
+from pmd.serving.scorer import Scorer
+notes = []
+def answer(*_, **options):
+    begin = time.perf_counter()
+    {{work}}
+    notes.append(time.perf_counter() - begin)
+    return []
+Scorer.top_tails = Scorer.top_heads = answer
+code = child.main(sys.argv[1:])
+open({str(notes)!r}, "w").write(" ".join(map(str, notes[:260])))  # single questions: batches come later
+sys.exit(code)
+"""
+    plain = speed(bundle, child_of(injected.format(work="pass")), questions=200)
+    asleep = speed(bundle, child_of(injected.format(work="time.sleep(0.002)")), questions=200)
+    moved = asleep["query_ms"]["p50"] - plain["query_ms"]["p50"]
+    overslept = 1000 * float(np.median(np.loadtxt(notes))) - 2
+    noise = sum((high - low) / 2 for low, high in (x["intervals"]["query_ms.p50"] for x in (plain, asleep)))
+    assert 0 <= overslept
+    assert 2 - 0.1 - noise <= moved - overslept <= 2 + 0.1 + noise
+
+
+def test_a_planted_sleep_is_in_every_figure_of_time(bundle):
     found = speed(bundle, child_of(PLANTED.format(work="time.sleep(0.01)")))
     assert found["query_ms"]["p50"] >= 10
     assert found["query_ms"]["mean"] >= 10
-    assert found["batch_queries_per_second"] <= 64 / 0.01
+    for batch in found["batches"]:
+        assert batch["queries_per_second"] <= batch["size"] / 0.01
     assert found["cores_busy"] < 0.9  # asleep most of the time
 
 
+def test_throughput_is_told_for_every_size_and_the_largest_is_the_one(bundle):
+    found = speed(bundle)
+    assert [batch["size"] for batch in found["batches"]] == [1, 2, 4, 8, 16, 32, 64]
+    assert found["batch_queries_per_second"] == found["batches"][-1]["queries_per_second"] > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a core cannot be crowded on purpose here")
+def test_a_core_that_others_take_is_said(bundle):
+    crowded = """
+import os, subprocess, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+from pmd.benchmarks import child
+code = child.main(sys.argv[1:])
+for hog in hogs:
+    hog.kill()
+"""
+    found = speed(bundle, child_of(crowded), questions=1000)
+    assert found["disturbed"] is True
+    assert found["cores_busy"] < 0.6
+    assert found["disturbance"]["beats"] == 100
+
+
 def test_a_planted_allocation_shows_in_the_peak(bundle):
-    plain = speed(bundle)["peak_rss_bytes"]
+    plain = speed(bundle)
     work = "Scorer.ballast = getattr(Scorer, 'ballast', None) or bytearray(b'x') * (100 << 20)"
-    heavy = speed(bundle, child_of(PLANTED.format(work=work)))["peak_rss_bytes"]
-    assert 95 << 20 <= heavy - plain <= 115 << 20
+    heavy = speed(bundle, child_of(PLANTED.format(work=work)))
+    for name in ("peak_rss_bytes", "private_dirty_bytes"):
+        assert 95 << 20 <= heavy[name] - plain[name] <= 115 << 20
 
 
 def test_shuffled_vectors_send_the_mrr_down(tmp_path):
@@ -93,6 +152,35 @@ def test_shuffled_vectors_send_the_mrr_down(tmp_path):
     assert row["mrr_of_teacher"] == pytest.approx(row["metrics"]["mrr"] / 0.9)
     request = {"task": "quality", "bundle": str(reseal(bad)), "split": "test"}
     assert case.run_child(request, Plan(), 120)["metrics"]["tail"]["mrr"] < 0.7
+
+
+def test_shuffled_vectors_send_the_mrr_to_chance(tmp_path, monkeypatch):
+    """400 entities, each the answer to one question: in place all are found, shuffled the ranks are uniform."""
+    count = 400
+    rows = tuple(EntityRow(f"e{n}", f"{WORDS[n // 20]}{WORDS[n % 20]}", "") for n in range(count))
+    triples = tuple((f"e{n}", "treats", f"e{(n + 1) % count}") for n in range(count))
+    known = (("e0", "part_of", "e1"), ("e1", "part_of", "e2"))
+    for name, value in (("ENTITIES", rows), ("TRAIN", known[:1]), ("VALID_TRIPLES", known[1:])):
+        monkeypatch.setattr(tiny_bundle, name, value)
+    monkeypatch.setattr(tiny_bundle, "TEST_TRIPLES", triples)
+    monkeypatch.setattr(tiny_bundle, "RERANK", None)
+    folder = write_tiny_bundle(tmp_path / "chance")
+    tables = tiny_bundle.tiny_tables()
+    builder = tiny_bundle.text_builder(tables.known, tables.graph)
+    vectors = np.empty((count, tiny_bundle.WIDTH), np.float32)
+    for head, relation, tail in tables.known.triples(2):
+        vectors[tail] = tiny_bundle.tower_vectors([builder.query(int(head), int(relation))])[0]
+    shuffled = vectors[np.random.default_rng(0).permutation(count)]
+    found = {}
+    for name, table in (("in place", vectors), ("shuffled", shuffled)):
+        np.save(folder / VECTORS, table)
+        request = {"task": "quality", "bundle": str(reseal(folder)), "split": "test"}
+        found[name] = case.run_child(request, Plan(), 120)
+    assert found["in place"]["metrics"]["tail"]["mrr"] > 0.9
+    harmonic = [float((1 / np.arange(1, count + 1) ** power).sum()) / count for power in (1, 2)]
+    deviation = ((harmonic[1] - harmonic[0] ** 2) / count) ** 0.5
+    assert abs(found["shuffled"]["metrics"]["tail"]["mrr"] - harmonic[0]) < 3 * deviation
+    assert abs(found["shuffled"]["analysis"]["filtered"]["realistic"]["tail"]["amri"]) < 0.1
 
 
 def test_a_zip_gives_the_figures_of_its_folder(bundle, tmp_path):
@@ -166,6 +254,40 @@ def test_an_unreadable_manifest_becomes_an_error_row(tmp_path):
     assert "is not JSON" in row["error"]
     assert row["bundle"] == "tiny"
     assert row["grade"] is None
+
+
+@pytest.mark.parametrize("where", ["entities", "query"])
+def test_nan_becomes_an_error_row(tmp_path, where):
+    folder = write_tiny_bundle(tmp_path / "tiny")
+    if where == "entities":
+        vectors = np.load(folder / VECTORS)
+        vectors[3, 5] = np.nan
+        np.save(folder / VECTORS, vectors)
+    else:
+        graph = folder / QUERY / MODEL
+        words = tiny_bundle.embeddings()[0].tobytes()
+        data = graph.read_bytes()
+        assert words in data
+        graph.write_bytes(data.replace(words, np.full(len(words) // 4, np.nan, np.float32).tobytes()))
+    row = case.measure(reseal(folder), QUICK)
+    assert "NaN" in row["error"] or "longer than 1" in row["error"]
+    assert row["metrics"] is None
+
+
+def test_a_bundle_that_hangs_leaves_the_others_in_the_report(bundle, tmp_path):
+    hanging = write_tiny_bundle(tmp_path / "hanging")
+    code = """
+import sys, time
+if "hanging" in sys.argv[1]:
+    time.sleep(600)
+from pmd.benchmarks import child
+sys.exit(child.main(sys.argv[1:]))
+"""
+    plan = replace(QUICK, quality_limit_s=20, child=child_of(code))
+    rows = {row["bundle"]: row for row in bench([hanging, bundle], plan)["results"]}
+    assert rows["hanging"]["error"] == "quality: no answer within 20 s, given up"
+    assert rows["tiny"]["error"] is None
+    assert rows["tiny"]["query_ms"]["p50"] > 0
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,15 @@ def test_a_process_without_its_core_is_noisier_than_the_calibration(one):
     assert told[1] == f"{NAME} was slowed by something else while it was timed; noise 40.0 %"
 
 
+def test_what_the_work_between_the_questions_says_of_a_disturbed_bundle_is_its_noise(one):
+    spread = {"beats": 100, "spread_percent": 60.0, "cores_busy": 1.0}
+    slower = changed(one, query_ms__p50=3.1, disturbance=spread, disturbed=True)
+    assert verdicts(one, slower)["query_ms.p50"] == "within noise"  # 2 ms are within 37.5 % of 3.1 ms
+    assert verdicts(one, changed(slower, query_ms__p50=3.3))["query_ms.p50"] == "worse"
+    assert verdicts(one, changed(slower, disturbed=False))["query_ms.p50"] == "worse"
+    assert verdicts(one, changed(slower, disturbance=None))["query_ms.p50"] == "worse"
+
+
 def test_noise_that_the_user_knows_of_is_the_least(one):
     slower = changed(one, query_ms__p50=2.5)
     for percent, verdict in ((5.0, "worse"), (25.0, "within noise")):

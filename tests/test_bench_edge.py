@@ -144,7 +144,7 @@ def test_rounds_in_real_processes(tiny_int8_folder, questions):
 
 def test_a_side_that_dies_is_told(monkeypatch):
     monkeypatch.setattr(turns.sys, "executable", "/bin/false")
-    with pytest.raises(MeasureError, match="ended without an answer, with exit code 1"), turns._started({}):
+    with pytest.raises(MeasureError, match="ended without an answer: exit code 1"), turns._started({}):
         pass
 
 

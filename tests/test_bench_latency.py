@@ -14,8 +14,16 @@ from tiny_bundle import TEST_TRIPLES, write_tiny_bundle
 
 from pmd.benchmarks import questions
 from pmd.benchmarks.errors import MeasureError
-from pmd.benchmarks.latency import intervals_ms, laps_ns, rate_interval, summary_ms
-from pmd.benchmarks.memory import peak_rss_bytes
+from pmd.benchmarks.latency import (
+    half_width_percent,
+    intervals_ms,
+    laps_ns,
+    laps_until,
+    rate_interval,
+    summary_ms,
+    warm_up,
+)
+from pmd.benchmarks.memory import peak_rss_bytes, private_dirty_bytes
 from pmd.serving import Scorer
 
 
@@ -70,6 +78,89 @@ def test_warm_up_is_not_timed_and_goes_round():
     assert asked == [1, 2, 3, 1, 2, 1, 2, 3]
 
 
+class Clock:
+    """A clock that only calls move: the n-th call takes as long as `taking(n)` says, in ns."""
+
+    def __init__(self, taking) -> None:
+        self.now, self.asked, self._taking = 0, [], taking
+
+    def __call__(self) -> int:
+        return self.now
+
+    def call(self, item: int) -> None:
+        self.now += self._taking(len(self.asked))
+        self.asked.append(item)
+
+
+def test_the_warm_up_ends_when_the_same_questions_take_the_same():
+    clock = Clock(lambda n: (10_000_000, 5_000_000, 4_800_000)[min(n // 25, 2)])
+    assert warm_up(clock.call, list(range(100)), clock=clock) == (75, True)
+    assert clock.asked == list(range(25)) * 3
+
+
+def test_a_warm_up_that_gets_no_steadier_is_given_up():
+    clock = Clock(lambda n: 1_000_000 if n // 25 % 2 else 2_000_000)
+    assert warm_up(clock.call, list(range(30)), clock=clock) == (500, False)
+    slow = Clock(lambda n: 100_000_000 if n // 25 % 2 else 200_000_000)  # 5 s, then 2.5 s
+    assert warm_up(slow.call, list(range(30)), clock=slow) == (25, False)
+
+
+def test_few_questions_warm_up_too():
+    clock = Clock(lambda n: 1_000_000)
+    assert warm_up(clock.call, [1, 2], clock=clock) == (4, True)
+
+
+def test_steady_laps_need_one_pass():
+    clock = Clock(lambda n: 1_000_000)
+    found = laps_until(clock.call, list(range(100)), limit_s=60, clock=clock)
+    assert (found.passes, len(found.laps), found.half_width_percent, found.reached) == (1, 100, 0.0, True)
+
+
+def test_repeats_go_on_until_the_median_is_known_well_enough():
+    rng = np.random.default_rng(0)
+    clock = Clock(lambda n: int(rng.uniform(900_000, 1_100_000)))  # half width 9.8 % / sqrt(N): N = 96 for 1 %
+    found = laps_until(clock.call, list(range(20)), limit_s=60, clock=clock)
+    assert found.reached
+    assert found.half_width_percent <= 2
+    assert 1 < found.passes < 10
+    assert len(found.laps) == 20 * found.passes
+    assert half_width_percent(found.laps[:-20]) > 2  # the pass before was not enough
+
+
+def test_repeats_end_with_the_time_and_with_ten_passes():
+    def spread(n: int) -> int:
+        return 1_000_000 * (1 + n % 10)
+
+    clock = Clock(spread)
+    found = laps_until(clock.call, list(range(20)), limit_s=0.5, clock=clock)  # a pass takes 0.12 s
+    assert (found.passes, found.reached) == (4, False)
+    assert clock.now <= 0.5e9
+    late = Clock(spread)
+    assert laps_until(late.call, list(range(20)), limit_s=0, clock=late).passes == 1
+    endless = Clock(spread)
+    assert laps_until(endless.call, list(range(20)), limit_s=1e9, clock=endless).passes == 10
+
+
+def test_looking_at_the_machine_is_in_no_lap():
+    clock, looked = Clock(lambda n: 1_000_000), []
+
+    def look() -> None:
+        looked.append(len(clock.asked))
+        clock.now += 7_000_000
+
+    found = laps_until(clock.call, list(range(25)), limit_s=0, between=look, clock=clock)
+    assert set(found.laps) == {1_000_000}
+    assert looked == [10, 21, 27]  # after ten questions, an untimed one between
+    assert clock.asked == [*range(10), 9, *range(10, 20), 19, *range(20, 25), 24]
+
+
+def test_half_width_of_known_laps():
+    laps = np.arange(1, 1001, dtype=np.int64) * 1_000_000
+    assert half_width_percent(laps) == pytest.approx(100 * 31 / 500.5)
+    assert half_width_percent(laps[:1]) is None
+    assert half_width_percent(0 * laps) is None  # a coarse clock
+
+
 def test_a_planted_sleep_is_in_every_lap():
     laps = laps_ns(lambda _: time.sleep(0.003), range(5), warmup=0)
     assert laps.min() >= 3_000_000
@@ -114,6 +205,22 @@ def test_peak_memory_falls_back_where_there_is_no_proc(tmp_path):
     own = peak_rss_bytes()
     assert own is not None and own > 1_000_000
     assert peak_rss_bytes(tmp_path / "absent") is not None
+
+
+def test_private_dirty_pages_are_those_of_the_system(tmp_path):
+    rollup = tmp_path / "smaps_rollup"
+    rollup.write_text("00-ff ---p 00000000 00:00 0 [rollup]\nRss: 900 kB\nPrivate_Dirty:      123 kB\n")
+    assert private_dirty_bytes(rollup) == 123 * 1024
+    assert private_dirty_bytes(tmp_path / "absent") is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells private pages")
+def test_private_dirty_pages_hold_what_is_written_and_not_what_is_only_taken():
+    before = private_dirty_bytes()
+    ballast = np.empty(8_000_000)
+    assert private_dirty_bytes() - before < 5_000_000
+    ballast[:] = 1  # 64 MB
+    assert 60_000_000 < private_dirty_bytes() - before < 70_000_000
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="getrusage is all there is without /proc")

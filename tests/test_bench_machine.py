@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 
+from pmd.benchmarks import machine
 from pmd.benchmarks.machine import container_limits, fingerprint
 
 
@@ -28,7 +31,32 @@ def test_fingerprint_has_every_key_and_is_json():
     assert found["cores_used"] == 3
     assert found["ram_bytes"] > 1e8
     assert set(found["versions"]) == {"python", "numpy", "onnxruntime", "tokenizers", "pmd-kgc"}
+    assert {"frequency_max_mhz", "governor", "commit", "modified"} <= set(found)
     json.dumps(found, allow_nan=False)
+
+
+def test_the_commit_is_that_of_the_checkout_and_of_no_other():
+    found = machine.fingerprint(threads=1)
+    top = Path(machine.__file__).resolve().parent
+    asked = subprocess.run(
+        ["git", "-C", str(top), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    assert found["commit"] == (asked.stdout.strip() if asked.returncode == 0 else None)
+
+
+def test_an_installed_copy_inside_another_checkout_has_no_commit(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@localhost"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "another project"], check=True)
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    found = machine.fingerprint(threads=1)
+    assert (found["commit"], found["modified"]) == (None, None)
+
+
+def test_every_instruction_set_that_matters_is_looked_for():
+    assert {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"} <= set(
+        machine.NOTABLE_FLAGS
+    )
 
 
 def test_limits_of_version_2(tmp_path):

@@ -214,3 +214,19 @@ def test_they_are_labelled_with_their_protocol_everywhere():
     assert protocol in rendered
     assert "re-ranked (+0.05 within 2 hops)" in page.render(made("fb15k237"))
     assert "Published" not in page.render(made("umls"))
+
+
+def test_a_disturbed_bundle_is_said_in_both():
+    report = bench_rows.report([bench_rows.row(disturbed=True), bench_rows.row("grade-4", disturbed=False)])
+    assert "Others took the machine while these were timed: umls-pmd-grade-3-int8." in sheets.to_markdown(report)
+    lines = list(csv.DictReader(io.StringIO(sheets.to_csv(report))))
+    assert [line["disturbed"] for line in lines] == ["false", "true"]
+    report["results"][1]["disturbed"] = None
+    assert "Others took" not in sheets.to_markdown(report)
+
+
+def test_tests_by_pairs_are_in_the_csv():
+    found = {"bundle": "b", "difference": -0.002, "interval": [-0.004, 0.0], "p_value": 0.04, "triples": 661}
+    (line,) = csv.DictReader(io.StringIO(sheets.to_csv(bench_rows.report([bench_rows.row(against_fp32=found)]))))
+    assert (line["against_fp32.difference"], line["against_fp32.p_value"]) == ("-0.002", "0.04")
+    assert line["against_teacher.difference"] == ""

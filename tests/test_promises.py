@@ -22,7 +22,10 @@ MAY_IMPORT = {
     "benchmarks/gpu": {"numpy", "safetensors", "yaml", "click"},
     "benchmarks/loops": {"numpy", "torch"},
     "benchmarks/towers": {"numpy", "torch", "transformers", "safetensors", "sentence_transformers"},
-    "benchmarks/edge": {"numpy", "onnxruntime", "torch", "sentence_transformers", "faiss", "usearch", "httpx", "safetensors"},
+    "benchmarks/edge": {"numpy", "onnxruntime", "torch", "sentence_transformers", "faiss", "usearch", "httpx"}
+    | {"safetensors", "tokenizers"},
+    "benchmarks/peers": {"numpy", "onnxruntime", "torch", "transformers", "sentence_transformers", "optimum"}
+    | {"openvino", "faiss", "usearch"},
     "benchmarks": {"numpy", "psutil", "matplotlib", "jinja2", "click", "tokenizers", "onnxruntime", "markupsafe"},
 }
 OURS = {
@@ -37,6 +40,7 @@ OURS = {
     "benchmarks/loops": {"pmd", "pmd.serving", "pmd.datasets", "pmd.benchmarks"},  # in child processes alone
     "benchmarks/towers": {"pmd", "pmd.serving", "pmd.datasets", "pmd.benchmarks"},  # as well
     "benchmarks/edge": {"pmd", "pmd.serving", "pmd.benchmarks"},  # as well
+    "benchmarks/peers": {"pmd", "pmd.serving", "pmd.benchmarks"},  # as well
 }
 FOLDERS = {"export", "serving", "benchmarks"}
 PACKAGES = FOLDERS | {"datasets", "study"}

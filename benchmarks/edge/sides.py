@@ -5,22 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pmd.benchmarks.edge.child import Answer, Request
-from pmd.benchmarks.latency import laps_ns
+from pmd.benchmarks.sides import Side, obey
 
 Rows = list[dict[str, Any]]
-
-
-class Side(NamedTuple):
-    """ask: answer a question by its number, which is timed; top: ids of its ten best, known answers among them."""
-
-    ask: Callable[[int], object]
-    top: Callable[[int], list[str]]
 
 
 def take_turns(request: Request) -> Answer:
@@ -32,24 +23,8 @@ def take_turns(request: Request) -> Answer:
     with contextlib.redirect_stdout(sys.stderr):
         rows: Rows = json.loads(Path(request["questions"]).read_text(encoding="utf-8"))
         side = _side(request, rows)
-        _tell(channel, {"ready": request["side"]})
-        for line in sys.stdin:
-            order = json.loads(line)
-            if "top" in order:
-                _tell(channel, {"top": [side.top(number) for number in range(order["top"])]})
-            else:
-                _tell(channel, _timed(side, order["first"], order["last"]))
+        obey(side, request["side"], sys.stdin, channel)
     return {"done": request["side"]}
-
-
-def _timed(side: Side, first: int, last: int) -> Answer:
-    cpu, wall = time.process_time_ns(), time.perf_counter_ns()
-    laps = laps_ns(side.ask, range(first, last), warmup=0)
-    return {
-        "laps_ns": laps.tolist(),
-        "cpu_ns": time.process_time_ns() - cpu,
-        "wall_ns": time.perf_counter_ns() - wall,
-    }
 
 
 def _side(request: Request, rows: Rows) -> Side:
@@ -76,8 +51,3 @@ def _ours(request: Request, rows: Rows) -> Side:
         return [prediction.entity for prediction in found]
 
     return Side(ask=lambda number: asked[number].ask(scorer), top=top)
-
-
-def _tell(channel: Any, answer: Answer) -> None:
-    channel.write(json.dumps(answer, allow_nan=False) + "\n")
-    channel.flush()

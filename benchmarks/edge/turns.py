@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pmd.benchmarks.edge.child import Answer, Request
-from pmd.benchmarks.errors import MeasureError
 from pmd.benchmarks.latency import summary_ms
+from pmd.benchmarks.side_process import SideProcess
 
 TURN = 50
 """Questions a side answers before the next one's turn: long enough to warm the caches again."""
@@ -46,34 +45,16 @@ def rounds(request: Request) -> Answer:
 
 
 @contextmanager
-def _started(request: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
+def _started(request: Mapping[str, Any]) -> Iterator[SideProcess]:
     """The process of a side, loaded and ready; closing its stdin ends it."""
     command = [sys.executable, "-m", "pmd.benchmarks.edge.child", json.dumps({**request, "task": "side"})]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        _answer(process)
-        yield process
+    with SideProcess(command) as side:
+        side.answer()
+        yield side
 
 
-def _ask(process: subprocess.Popen[str], order: Mapping[str, int]) -> Answer:
-    if process.stdin is None:
-        raise MeasureError("a side was started without stdin")
-    try:
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-    except BrokenPipeError as error:
-        raise MeasureError(f"a side ended before its turn, with exit code {process.wait()}") from error
-    return _answer(process)
-
-
-def _answer(process: subprocess.Popen[str]) -> Answer:
-    """The next line of a side. Raises MeasureError if it has ended or says what went wrong."""
-    line = process.stdout.readline() if process.stdout else ""
-    if not line:
-        raise MeasureError(f"a side ended without an answer, with exit code {process.wait()}")
-    answer: Answer = json.loads(line)
-    if "error" in answer:
-        raise MeasureError(answer["error"])
-    return answer
+def _ask(side: SideProcess, order: Mapping[str, int]) -> Answer:
+    return side.ask(order)
 
 
 def _figures(turns: list[Answer]) -> Answer:

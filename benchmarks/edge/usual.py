@@ -16,18 +16,17 @@ import numpy as np
 from pmd.benchmarks.edge.child import Request
 from pmd.benchmarks.edge.sides import Rows, Side
 from pmd.benchmarks.questions import TOP
-from pmd.serving.bundle import CONFIG, ENTITIES, QUERY, VECTORS
+from pmd.serving.bundle import CONFIG, ENTITIES, QUERY, TOKENIZER, VECTORS
 from pmd.serving.ranking import FloatArray
 
 COPIED = (
-    "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "modules.json",
     "sentence_bert_config.json",
     "1_Pooling/config.json",
 )
-"""A tower's files that sentence-transformers reads beside configuration and weights."""
+"""A tower's files that sentence-transformers reads beside configuration, weights and tokenizer.json."""
 
 
 def torch_numpy(request: Request, rows: Rows) -> Side:
@@ -81,13 +80,19 @@ def onnx_faiss(request: Request, rows: Rows) -> Side:
 def write_tower(folder: Path, bundle: Path, stage: Path) -> None:
     """A grade's query tower as sentence-transformers reads it: the weights of `stage`, the rest from `bundle`."""
     from safetensors.torch import save_file
+    from tokenizers import Tokenizer
 
     from pmd.grade import load_grade
 
     for name in COPIED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((bundle / QUERY / name).read_bytes())
-    tower = load_grade(stage).model.query
+    grade = load_grade(stage)
+    tokenizer = Tokenizer.from_str(grade.tokenizer_json)  # the bundle's may know only the words of its graph
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(grade.info.max_tokens)
+    tokenizer.save(str(folder / TOKENIZER))
+    tower = grade.model.query
     config = json.loads(tower.config.to_json_string()) | {"architectures": [type(tower).__name__]}
     (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     weights = {name: value.contiguous() for name, value in tower.state_dict().items()}
