@@ -363,11 +363,9 @@ class Scorer:
 
     def _rerank_settings(self, wanted: bool) -> tuple[int, float]:
         """Hops and weight where re-ranking is wanted. Raises QueryError for a bundle without."""
-        if not wanted:
-            return 0, 0.0
-        if self.bundle.manifest["rerank"] is None:
+        if wanted and self.bundle.manifest["rerank"] is None:
             raise QueryError(f"{self.bundle.path} has no re-ranking settings; ask without reranked")
-        return rerank_of(self.bundle.manifest)
+        return rerank_of(self.bundle.manifest) if wanted else (0, 0.0)
 
     def _split_scores(self, state: Snapshot, split: str, reranked: bool) -> ScoreQueries:
         if split not in SPLIT_NAMES:
