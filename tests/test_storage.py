@@ -124,7 +124,8 @@ def test_a_process_killed_within_the_swap_loses_nothing(tmp_path):
 
 def test_ctrl_c_on_a_real_process_leaves_nothing(tmp_path):
     code = """
-        import sys, time
+        import signal, sys, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
         from pathlib import Path
         from pmd.serving.storage import atomic_folder
         with atomic_folder(Path(sys.argv[1]) / "bundle") as partial:
