@@ -62,7 +62,8 @@ def allowed_of(state: Snapshot, among: Among | None) -> IntArray | None:
         return None
     if callable(among):
         gone = set(state.fresh.gone.tolist())
-        chosen = [index for index, row in enumerate(state.rows) if among(row.id) and index not in gone]
+        places = (index for index in range(len(state.rows)) if index not in gone)
+        chosen = [index for index in places if among(cell(state.rows, index, 0))]
     elif isinstance(among, Collection) and not isinstance(among, str | bytes):
         chosen = [state.entities.find(key) for key in among]
     else:

@@ -145,16 +145,14 @@ class TowerEncoder:
 
         Raises BundleError if the graph fails or gives another shape.
         """
-        if len(texts) == 1:
-            return self._one(texts[0])[None]
         distinct = list(dict.fromkeys(texts))
-        vectors = self._cache.get(distinct)
-        fresh = [text for text in distinct if text not in vectors]
-        if self._texts_per_run == 1:
-            vectors |= {text: self._run(self._tokenizer.single(text))[0] for text in fresh}
+        if len(distinct) == 1 or self._texts_per_run == 1:
+            vectors = {text: self._one(text) for text in distinct}
         else:
+            vectors = self._cache.get(distinct)
+            fresh = [text for text in distinct if text not in vectors]
             vectors |= self._batches(fresh)
-        self._cache.put(fresh, vectors)
+            self._cache.put(fresh, vectors)
         return np.array([vectors[text] for text in texts], dtype=np.float32).reshape(len(texts), self.width)
 
     def _one(self, text: Text) -> FloatArray:

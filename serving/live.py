@@ -104,7 +104,4 @@ class LiveGraph:
 def _after(state: Snapshot, change: Change) -> Snapshot:
     if change.row is not None and change.vector is not None:
         return state.with_row(change.row, change.vector)
-    index = state.entities.of_id(change.entity)
-    if index is None:
-        raise QueryError(f"there is no entity {change.entity!r} to remove")
-    return state.without(index)
+    return state.without(state.entities.find(change.entity))

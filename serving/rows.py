@@ -61,26 +61,26 @@ class TextRows(Sequence[Row], Generic[Row]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         place = range(len(self))[index]
-        start = int(self._ends[place - 1, -1]) + 1 if place else 0
-        line = self._data[start : int(self._ends[place, -1])].tobytes().decode("utf-8")
-        return self._kind(*line.split("\t"))
+        return self._kind(*self._text(place, 0, self._columns - 1).split("\t"))
 
     def cell(self, index: int, number: int) -> str:
         """One column of one row; index from 0."""
         kept = self._kept.get(number)
-        if kept is not None:
-            return kept[index]
-        if number:
-            start = int(self._ends[index, number - 1]) + 1
-        else:
-            start = int(self._ends[index - 1, -1]) + 1 if index else 0
-        return self._data[start : int(self._ends[index, number])].tobytes().decode("utf-8")
+        return self._text(index, number, number) if kept is None else kept[index]
 
     def column(self, number: int) -> list[str]:
         """One column of every row; kept, for `cell`."""
         if number not in self._kept:
             self._kept[number] = self._read_column(number)
         return self._kept[number]
+
+    def _text(self, index: int, first: int, last: int) -> str:
+        """A row from its first to its last wanted column, tabs included."""
+        if first:
+            start = int(self._ends[index, first - 1]) + 1
+        else:
+            start = int(self._ends[index - 1, -1]) + 1 if index else 0
+        return self._data[start : int(self._ends[index, last])].tobytes().decode("utf-8")
 
     def _read_column(self, number: int) -> list[str]:
         before = self._ends[:, number - 1] if number else np.concatenate([[-1], self._ends[:-1, -1]])

@@ -136,15 +136,14 @@ class Snapshot:
             self,
             rows=rows,
             entities=self.entities.put(rows, slot),
-            texts=replace(self.texts, names=Column(rows, 1), descriptions=Column(rows, 2)),
+            texts=self._worded(rows),
             fresh=Fresh(slots[order], vectors, fresh.gone, len(rows)),
             changes=changes._replace(added=changes.added + added, updated=changes.updated + (not added)),
         )
 
     def text_with(self, index: int, row: EntityRow) -> str:
         """The text of the entity at an index, if `row` were its row."""
-        rows = ChangedRows.over(self.rows, index, row)
-        return replace(self.texts, names=Column(rows, 1), descriptions=Column(rows, 2)).entity(index)
+        return self._worded(ChangedRows.over(self.rows, index, row)).entity(index)
 
     def without(self, index: int) -> Snapshot:
         """Without the entity at an index and all that is known about it."""
@@ -156,6 +155,9 @@ class Snapshot:
             fresh=self.fresh._replace(gone=gone),
             changes=self.changes._replace(removed=self.changes.removed + 1),
         )
+
+    def _worded(self, rows: Sequence[EntityRow]) -> TextBuilder:
+        return replace(self.texts, names=Column(rows, 1), descriptions=Column(rows, 2))
 
     def question(self, key: str, relation: str, *, inverse: bool, is_text: bool) -> Question:
         """The directed query of an entity, or of a text, and a relation; `inverse` asks for heads.

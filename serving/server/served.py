@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from pmd.serving.errors import QueryError, UnknownEntity, UnknownRelation
+from pmd.serving.rows import column
 from pmd.serving.scorer import Scorer
 from pmd.serving.server.batching import Batcher, Busy
 from pmd.serving.server.calls import Explain, Options, Question, Top, call
@@ -81,7 +82,7 @@ class ServedBundle:
     def _complete(self, query: str, limit: int) -> list[tuple[str, str]]:
         if self._completion is None:  # built on first use: nobody may ever type
             rows = self.scorer.bundle.tables.entities
-            self._completion = Completion([row.id for row in rows], [row.name for row in rows])
+            self._completion = Completion(column(rows, 0), column(rows, 1))
         return self._completion.find(query, limit)
 
     def _first_of_nobody(self, options: Options, questions: Sequence[Question]) -> int | None:
