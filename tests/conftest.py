@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 if TYPE_CHECKING:
     from pmd.serving import Scorer
@@ -49,3 +52,17 @@ def tiny_scorer(tiny_folder: Path) -> Iterator[Scorer]:
     from pmd.serving import Scorer
 
     yield Scorer.load(tiny_folder, threads=1)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; skipped where playwright or the browser is not installed."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed; apt-get install chromium to run this")
+    options = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # it has no sandbox for root
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=options)
+        yield chromium
+        chromium.close()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import shutil
 import time
 
 import bench_rows
@@ -17,13 +15,7 @@ from pmd.benchmarks.series import SERIES_COLOURS
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; it is not installed")
 expect = sync_api.expect
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed; apt-get install chromium to run this"),
-]
+pytestmark = pytest.mark.slow
 GROWTH = {"points": [{"entities": 10**n, "query_ms": 0.5 + 10**n / 1e5} for n in (3, 4, 5)], "fit": None}
 PEER = UNCOMPARED | {"ratio": 2.0, "interval": [1.9, 2.1], "shared_top": 0.99, "versions": {"torch": "2.0"}}
 NAMES = "rows => rows.filter(row => !row.hidden).map(row => row.cells[0].firstChild.textContent)"
@@ -53,15 +45,6 @@ def address(tmp_path_factory):
     file = tmp_path_factory.mktemp("page") / "report.html"
     file.write_text(report_page.render(full_report()), encoding="utf-8")
     return file.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    flags = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

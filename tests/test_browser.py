@@ -16,20 +16,19 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; it is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; it is not installed")
 
-from pmd.serving import Scorer  # noqa: E402
-from pmd.serving.archive import pack  # noqa: E402
-from pmd.serving.bundle import ENTITIES, MANIFEST, VECTORS  # noqa: E402
-from pmd.serving.tokenization import TextTokenizer  # noqa: E402
-from tests.browser_site import PAGE, Site, ask, check, check_all, edited, opened, settled, wanted  # noqa: E402
-from tests.tiny_bundle import LONG, MAX_TOKENS, tokenizer_json  # noqa: E402
-from tests.tiny_encoder import roberta_tokenizer  # noqa: E402
-from tests.tiny_exports import export_bundles  # noqa: E402
+from pmd.serving import Scorer
+from pmd.serving.archive import pack
+from pmd.serving.bundle import ENTITIES, MANIFEST, VECTORS
+from pmd.serving.tokenization import TextTokenizer
+from tests.browser_site import PAGE, Site, ask, check, check_all, edited, opened, settled, wanted
+from tests.tiny_bundle import LONG, MAX_TOKENS, tokenizer_json
+from tests.tiny_encoder import roberta_tokenizer
+from tests.tiny_exports import export_bundles
 
 pytestmark = pytest.mark.slow
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 INSTALL_SECONDS = 600
 # Of a score. The browser's onnxruntime sums otherwise, and in a graph that quantises its hidden states a sum that
 # differs in its last bit may fall on another step. int4 is computed in other ways here and there: up to 0.01.
@@ -77,18 +76,6 @@ def site(packages):
         yield server
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    options = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium has no sandbox for root
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=options)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
