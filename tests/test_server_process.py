@@ -55,6 +55,19 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, dict, str]:
     return process.returncode, json.loads(out.splitlines()[-1]), err
 
 
+def _wait_until_refused(port: int) -> None:
+    """Until nothing listens there; a connection that is cut while the port closes (a reset) is not yet that."""
+    last = time.monotonic() + PATIENCE
+    while time.monotonic() < last:
+        try:
+            socket.create_connection(("127.0.0.1", port), PATIENCE).close()
+        except ConnectionRefusedError:
+            return
+        except ConnectionResetError:
+            continue
+    raise AssertionError("it went on taking connections")
+
+
 def refused(*args: object) -> str:
     """The one line with which the command refuses to start."""
     done = subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, timeout=PATIENCE)
@@ -81,11 +94,7 @@ def test_a_stop_finishes_the_request_that_runs_and_refuses_new_ones(
             assert answers.readline().startswith(b"HTTP/1.1 100 ")  # its handler asks for the body: it is running
             assert answers.readline() == b"\r\n"
             process.send_signal(number)
-            last = time.monotonic() + PATIENCE
-            with contextlib.suppress(ConnectionRefusedError):
-                while time.monotonic() < last:
-                    socket.create_connection(("127.0.0.1", port), PATIENCE).close()
-            assert time.monotonic() < last, "it went on taking connections"
+            _wait_until_refused(port)
             assert process.poll() is None
             client.sendall(body)
             assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
