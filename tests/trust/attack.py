@@ -72,7 +72,7 @@ class Attack:
     full: int
     """Cases behind the figures of docs/trust.md."""
     limit_seconds: int = 600
-    """Longer than this, for the quick count, is a hang; the full count may take as many times more as it is larger."""
+    """Longer than this, for the quick count, is a hang; a larger count may take as many times more."""
     alone: bool = False
     """Whether it measures time, so that nothing may run beside it."""
     skip: Callable[[], str | None] = lambda: None
