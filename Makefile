@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STARTED := $(shell date +%s)
 
-.PHONY: demo bench demo-bundles test slow lint check format install install-dev clean
+.PHONY: demo bench demo-bundles test slow trust lint check format install install-dev clean
 
 demo: install  ## train the UMLS ladder and its baseline, export, bench, show the curve
 	$(BIN)/pmd-train --recipe umls --resume
@@ -40,6 +40,9 @@ test: install-dev  ## the fast tests
 
 slow: install-dev  ## all tests
 	$(PYTEST) -m ''
+
+trust: install-dev  ## attack everything that is shipped, about ten minutes; docs/trust.md has what the long version found
+	$(BIN)/python -m tests.trust --out reports/trust.json
 
 lint: install-dev  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -70,4 +73,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) runs/umls runs/umls-baseline bundles/umls-* reports/umls reports/standing reports/standing-serving.json build dist *.egg-info
+	rm -rf $(VENV) runs/umls runs/umls-baseline bundles/umls-* reports/umls reports/standing reports/standing-serving.json reports/trust.json build dist *.egg-info

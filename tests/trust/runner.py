@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ import tests.trust
 from tests.trust.attack import Attack, Ground
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-m", "tests.trust")
 PATIENCE = 1.5
 """How much longer than its share an attack of another count may take."""
 
@@ -41,7 +44,7 @@ def make(attack: Attack, count: int, seed: int) -> dict[str, Any]:
         started = time.monotonic()
         tally = attack.run(Ground(count, seed, Path(folder)))
         return {
-            **attack.facts(),
+            **_unmade(attack),
             "cases": tally.cases,
             "outcomes": dict(sorted(tally.outcomes.items())),
             "failed": tally.failed_cases,
@@ -51,46 +54,46 @@ def make(attack: Attack, count: int, seed: int) -> dict[str, Any]:
         }
 
 
-def make_apart(attack: Attack, count: int, seed: int) -> dict[str, Any]:
+def make_apart(attack: Attack, count: int, seed: int, command: Sequence[str] = COMMAND) -> dict[str, Any]:
     """The same in a child process; its crash, its hang and its traceback are failures of the attack."""
-    empty = {
-        **attack.facts(),
-        "cases": 0,
-        "outcomes": {},
-        "failed": 0,
-        "failures": [],
-        "figures": {},
-        "seconds": 0.0,
-    }
     reason = attack.skip()
     if reason is not None:
-        return {**empty, "skipped": reason}
-    command = [
-        sys.executable,
-        "-m",
-        "tests.trust",
-        "--one",
-        attack.name,
-        "--count",
-        str(count),
-        "--seed",
-        str(seed),
-    ]
+        return {**_unmade(attack), "skipped": reason}
     limit = attack.limit_seconds * max(1.0, PATIENCE * count / attack.quick)
     started = time.monotonic()
+
+    def broken(why: str) -> dict[str, Any]:
+        return {
+            **_unmade(attack),
+            "failed": 1,
+            "failures": [why],
+            "seconds": round(time.monotonic() - started, 1),
+        }
+
+    child = subprocess.Popen(
+        [*command, "--one", attack.name, "--count", str(count), "--seed", str(seed)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+        out, err = child.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        return _broken(empty, f"still running after {limit:.0f} s", started)
-    lines = done.stdout.splitlines()
-    if done.returncode != 0 or not lines:
-        said = done.stderr.strip().splitlines()[-1:] or ["nothing on stderr"]
-        return _broken(empty, f"the attack itself ended with {done.returncode}: {said[0]}", started)
-    return json.loads(lines[-1])
+        os.killpg(child.pid, signal.SIGKILL)  # what it started, too
+        child.communicate()
+        return broken(f"still running after {limit:.0f} s")
+    if child.returncode != 0 or not out.strip():
+        said = err.strip().splitlines()[-1:] or ["nothing on stderr"]
+        return broken(f"the attack itself ended with {child.returncode}: {said[0]}")
+    finding: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return finding
 
 
-def _broken(empty: dict[str, Any], why: str, started: float) -> dict[str, Any]:
-    return {**empty, "failed": 1, "failures": [why], "seconds": round(time.monotonic() - started, 1)}
+def _unmade(attack: Attack) -> dict[str, Any]:
+    nothing = {"cases": 0, "outcomes": {}, "failed": 0, "failures": [], "figures": {}, "seconds": 0.0}
+    return {**attack.facts(), **nothing}
 
 
 def make_all(
