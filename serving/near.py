@@ -91,6 +91,21 @@ class NearIndex:
         return np.sort(np.asarray(found.keys).astype(np.int64))
 
 
+def new_index(table: VectorTable, threads: int, progress: Callable[[int], None] = lambda done: None) -> Index:
+    """An index over every vector of a table, by its row. Raises MissingExtra without usearch."""
+    extras.require("ann", "usearch")
+    from usearch.index import Index
+
+    index = Index(
+        ndim=table.width, metric="cos", dtype="i8", connectivity=CONNECTIVITY, expansion_add=EXPANSION_ADD
+    )
+    for first in range(0, len(table), CHUNK):
+        rows = np.arange(first, min(first + CHUNK, len(table)))
+        index.add(rows, np.ascontiguousarray(table.take(rows).vectors()), threads=threads)
+        progress(len(rows))
+    return index
+
+
 def build_near(
     bundle: Bundle,
     path: Path,
@@ -104,18 +119,9 @@ def build_near(
     recall: the share of exact answers to aim for, measured on questions of the bundle's valid and test split (of
     its training split where it has no other). progress: told how many vectors are in. Raises MissingExtra.
     """
-    extras.require("ann", "usearch")
-    from usearch.index import Index
-
     table, threads = bundle.tables.vectors, threads or default_threads()
-    index = Index(
-        ndim=table.width, metric="cos", dtype="i8", connectivity=CONNECTIVITY, expansion_add=EXPANSION_ADD
-    )
     start = time.perf_counter()
-    for first in range(0, len(table), CHUNK):
-        rows = np.arange(first, min(first + CHUNK, len(table)))
-        index.add(rows, np.ascontiguousarray(table.take(rows).vectors()), threads=threads)
-        progress(len(rows))
+    index = new_index(table, threads, progress)
     seconds = time.perf_counter() - start
     queries = _questions(bundle, threads)
     exact = [top_k(scores, TOP) for scores in table.scores(queries)]

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from pmd.benchmarks.edge.child import Answer, Request
-from pmd.benchmarks.edge.million import CHUNK, best_of, dequantised, exact_scores, open_table, queries_of
+from pmd.benchmarks.edge.million import best_of, exact_scores, open_table, queries_of
 from pmd.benchmarks.latency import laps_ns, summary_ms
 from pmd.benchmarks.questions import TOP
-from pmd.serving import extras
-from pmd.serving.near import CONNECTIVITY, EXPANSION_ADD, EXPANSIONS, NearIndex
+from pmd.serving.near import CONNECTIVITY, EXPANSION_ADD, EXPANSIONS, NearIndex, new_index
 from pmd.serving.ranking import FloatArray
 from pmd.serving.search import Found, Search
 
@@ -24,22 +23,12 @@ def measure_ann(request: Request) -> Answer:
     Building uses `threads`, asking one. Queries go through `Search`, which scores exactly what the index names.
     Recall is the share of the ten best by float64 scores among the ten found. Raises MissingExtra without usearch.
     """
-    extras.require("ann", "usearch")
-    from usearch.index import Index
-
     whole = open_table(Path(request["folder"]))
     rows = min(int(request["rows"]), len(whole))
     table = whole if rows == len(whole) else whole.take(np.arange(rows))
-    index = Index(
-        ndim=table.width, metric="cos", dtype="i8", connectivity=CONNECTIVITY, expansion_add=EXPANSION_ADD
-    )
-    seconds = 0.0
-    for first in range(0, rows, CHUNK):
-        part = slice(first, min(first + CHUNK, rows))
-        vectors = dequantised(table, part)
-        begin = time.perf_counter()
-        index.add(np.arange(part.start, part.stop), vectors, threads=request["threads"])
-        seconds += time.perf_counter() - begin
+    begin = time.perf_counter()
+    index = new_index(table, request["threads"])
+    seconds = time.perf_counter() - begin
     queries = queries_of(request["queries"], table.width)
     exact = np.argsort(-exact_scores(table, queries), axis=1)[:, :TOP]
     asked: list[Answer] = []
