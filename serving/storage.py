@@ -1,17 +1,43 @@
-"""Files that are whole or absent: written under a temporary name beside the target, then renamed."""
+"""Files and folders that are whole or absent: written under a temporary name beside the target, then renamed.
+
+What is in place has been put on the disk before, its folder's entry too, so that a power cut finds the old or the
+new. Temporary names hold the process id; those of processes that are gone are removed by the next writer of the
+same target.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import secrets
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pmd.serving.errors import PmdError
 
-OLD = ".partial-old-"
+PARTIAL, OLD = ".partial-", ".partial-old-"
+ELSEWHERE = "choose a place that can be written"
+ROOM = "make room there or choose another place"
+CURES: dict[int | None, str] = {
+    None: ROOM,  # numpy tells of a full disk without a number
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
+    errno.EFBIG: ROOM,
+    errno.EROFS: ELSEWHERE,
+    errno.EACCES: ELSEWHERE,
+    errno.EPERM: ELSEWHERE,
+    errno.EIO: "the disk may be failing, choose another",
+    errno.ENOENT: "its folder is not there or was removed meanwhile; make it and try again",
+}
+ALWAYS_OF_WRITING = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux, fcntl.h and stdio.h
+_under_way: set[Path] = set()
+"""Temporary names of this process that are in use."""
 
 
 class StorageError(PmdError):
@@ -19,7 +45,10 @@ class StorageError(PmdError):
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that readers see the old file or the new one, never a part."""
+    """Write `data` to `path` so that readers see the old file or the new one, never a part.
+
+    Raises StorageError if it cannot be written.
+    """
     with atomic_file(path) as partial:
         partial.write_bytes(data)
 
@@ -28,17 +57,14 @@ def write_atomic(path: Path, data: bytes) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a library to write to; it becomes `path` only if the block succeeds.
 
-    Left-overs of a killed process are removed first.
+    Left-overs of a killed process are removed first. Raises StorageError if it cannot be written.
     """
     path = Path(os.path.abspath(path))
-    _sweep(path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    with _temporary(path) as partial:
         yield partial
         _sync(partial)
         os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        _sync_folder(path.parent)
 
 
 @contextmanager
@@ -46,24 +72,58 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` only if the block succeeds.
 
     An existing `path` is refused, or with `replace` swapped for the new folder at the very end.
-    Left-overs of a killed process are removed first. Raises StorageError if `path` exists.
+    Left-overs of a killed process are removed first. Raises StorageError if `path` exists or cannot be written.
     """
     path = Path(os.path.abspath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    if path.exists() and not replace:
-        raise StorageError(f"{path} exists already; choose another folder or remove it first")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
+    with explained(path):
+        make_folders(path.parent)
+    with _temporary(path) as partial:
+        if os.path.lexists(path) and not replace:
+            raise StorageError(f"{path} exists already; choose another folder or remove it first")
+        partial.mkdir()
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        for place in [*partial.rglob("*"), partial]:
+            if place.is_dir():
+                _sync_folder(place)
+            elif place.is_file():
+                _sync(place)
         _swap(partial, path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, removed at the end, or by the next writer of `path` after a kill."""
+    path = Path(os.path.abspath(path))
+    with explained(path):
+        make_folders(path.parent)
+    with _temporary(path) as partial:
+        partial.mkdir()
+        yield partial
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise StorageError, with what to do, for an OSError that says that `path` cannot be written.
+
+    Those of other files, which the block may have read, stay as they are.
+    """
+    path = Path(os.path.abspath(path))
+    try:
+        yield
+    except OSError as error:
+        if not _is_of_writing(error, path):
+            raise
+        cure = CURES.get(error.errno, ELSEWHERE)
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}; {cure}") from error
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it, and put their names on the disk."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _sync_folder(made.parent)
 
 
 def folder_bytes(folder: Path) -> int:
@@ -77,19 +137,66 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A temporary name for an absolute path, at which nothing is left in the end."""
+    partial = path.with_name(f".{path.name}{PARTIAL}{secrets.token_hex(3)}-{os.getpid()}")
+    _under_way.add(partial)
+    try:
+        with explained(path):
+            _sweep(path)
+            try:
+                yield partial
+            finally:
+                _remove(partial)
+    except StorageError as error:  # of a file in a temporary folder, which users do not know
+        raise StorageError(str(error).replace(str(partial), str(path))) from error
+    finally:
+        _under_way.discard(partial)
+
+
+def _is_of_writing(error: OSError, path: Path) -> bool:
+    if error.errno in ALWAYS_OF_WRITING:
+        return True
+    places = [os.path.abspath(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
+    beside = os.path.join(path.parent, f".{path.name}.partial-")
+    return any(place.startswith(beside) or Path(place) in (path, *path.parents) for place in places)
+
+
 def _swap(partial: Path, path: Path) -> None:
-    if not path.exists():
+    """Put `partial` at `path`; what was there is at `partial` afterwards, or gone."""
+    if not os.path.lexists(path):
         os.rename(partial, path)
-        return
+    elif not _exchanged(partial, path):
+        _swap_in_two_steps(partial, path)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False if this system or this file system cannot."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # glibc 2.28
+    return rename is not None and not rename(
+        AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE
+    )
+
+
+def _swap_in_two_steps(partial: Path, path: Path) -> None:
+    """The same with a moment in which nothing is at `path`; if the process dies then, `_sweep` puts it back."""
     old = path.with_name(f".{path.name}{OLD}{os.getpid()}")
+    _under_way.add(old)
     try:
         os.rename(path, old)
         os.rename(partial, path)
+        _remove(old)
     except BaseException:  # Ctrl-C between the two as well: the old folder must not be lost
         if old.exists() and not path.exists():
             os.rename(old, path)
         raise
-    shutil.rmtree(old)
+    finally:
+        _under_way.discard(old)
 
 
 def _sync(path: Path) -> None:
@@ -100,21 +207,47 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the system lets one ask for it."""
+    try:
+        _sync(folder)
+    except PermissionError:  # on Windows always, elsewhere for a folder that may be written and not listed
+        return
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that have nothing to do
+            raise
+
+
+def _remove(place: Path) -> None:
+    """Remove a file or folder, if it is there and can be removed."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            place.unlink()
+
+
 def _sweep(path: Path) -> None:
     """Remove temporary files and folders that a killed process left for this target.
 
-    A process killed in the middle of a swap leaves no target, only the old folder set aside: it is put back.
+    A process killed in the middle of a swap by two renames leaves no target, only the old folder set aside: it is
+    put back.
     """
     for left in list(path.parent.iterdir()):
-        owner = left.name.rpartition("-")[2]
-        if not left.name.startswith(f".{path.name}.partial-") or not owner.isdigit() or _alive(int(owner)):
+        if not left.name.startswith(f".{path.name}.partial-") or not _abandoned(left):
             continue
-        if left.is_file():
-            left.unlink(missing_ok=True)
-        elif left.name.startswith(f".{path.name}{OLD}") and not path.exists():
+        if left.name.startswith(f".{path.name}{OLD}") and not os.path.lexists(path):
             os.rename(left, path)
         else:
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left)
+
+
+def _abandoned(left: Path) -> bool:
+    """Whether the process that a temporary name ends with is gone; an earlier one may have had this one's id."""
+    owner = left.name.rpartition("-")[2]
+    if not owner.isdigit():
+        return False
+    return left not in _under_way if int(owner) == os.getpid() else not _alive(int(owner))
 
 
 def _alive(pid: int) -> bool:

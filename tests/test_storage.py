@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +37,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"a.json cannot be written: disk full; make room there"):
         write_atomic(target, b"two")
     assert target.read_bytes() == b"one"
     assert names(tmp_path) == ["a.json"]
@@ -83,6 +85,7 @@ def test_an_interrupt_within_the_swap_puts_the_old_folder_back(tmp_path, monkeyp
     target.mkdir()
     (target / "old").touch()
     rename = os.rename
+    monkeypatch.setattr(storage, "_exchanged", lambda *_: False)  # as on systems that have no such step
 
     def interrupted(source, destination):
         if destination == target and ".partial-old-" not in str(source):
@@ -93,6 +96,101 @@ def test_an_interrupt_within_the_swap_puts_the_old_folder_back(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt), atomic_folder(target, replace=True) as partial:
         (partial / "new").touch()
     assert names(target) == ["old"]
+    assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are exchanged in one step on Linux alone")
+def test_a_folder_is_swapped_in_one_step(tmp_path, monkeypatch):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "old").touch()
+    monkeypatch.setattr(storage, "_remove", lambda place: None)  # as if killed right after it
+    with atomic_folder(target, replace=True) as partial:
+        (partial / "new").touch()
+        monkeypatch.setattr(os, "rename", None)
+    assert names(target) == ["new"]
+    assert [names(place) for place in tmp_path.iterdir() if place != target] == [["old"]]
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_file_or_a_link_is_replaced_by_a_folder(tmp_path, monkeypatch, kind, exchanged):
+    if not exchanged:
+        monkeypatch.setattr(storage, "_exchanged", lambda *_: False)
+    (tmp_path / "other").mkdir()
+    target = tmp_path / "bundle"
+    if kind == "file":
+        target.touch()
+    else:
+        target.symlink_to(tmp_path / "other")
+    with atomic_folder(target, replace=True) as partial:
+        (partial / "new").touch()
+    assert not target.is_symlink()
+    assert names(target) == ["new"]
+    assert names(tmp_path) == ["bundle", "other"]
+
+
+def test_names_are_on_the_disk_before_the_writer_goes_on(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def noted(handle):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("no way to see what a handle leads to")
+    monkeypatch.setattr(os, "fsync", noted)
+    with atomic_folder(tmp_path / "new" / "bundle") as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").touch()
+    assert synced[0] == tmp_path.name
+    assert {"inner", "file", partial.name} <= set(synced[1:-1])
+    assert synced[-1] == "new"
+    write_atomic(tmp_path / "a.json", b"one")
+    assert synced[-1] == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (errno.ENOSPC, "make room there"),
+        (errno.EROFS, "choose a place that can be written"),
+        (errno.EIO, "failing"),
+    ],
+)
+def test_a_disk_that_refuses_is_told_with_the_cure(tmp_path, code, cure):
+    def refuse():
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(StorageError, match=rf"bundle cannot be written: {os.strerror(code)}; .*{cure}"):
+        with atomic_folder(tmp_path / "bundle"):
+            refuse()
+    with pytest.raises(StorageError, match=rf"bundle/manifest cannot be written: {os.strerror(code)}; .*{cure}"):
+        with atomic_folder(tmp_path / "bundle") as folder, atomic_file(folder / "manifest"):
+            refuse()
+    assert names(tmp_path) == []
+
+
+def test_a_folder_removed_meanwhile_is_told_and_other_files_errors_stay(tmp_path):
+    with pytest.raises(StorageError, match=r"bundle cannot be written: No such file .* removed meanwhile"):
+        with atomic_folder(tmp_path / "bundle") as partial:
+            partial.rmdir()
+            (partial / "file").touch()
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "a.json"):
+        (tmp_path / "source").read_bytes()
+    with pytest.raises(StorageError, match=r"nowhere/a.json cannot be written: No such file"):
+        write_atomic(tmp_path / "nowhere" / "a.json", b"one")
+
+
+def test_left_overs_with_this_process_id_are_of_an_earlier_life(tmp_path):
+    """In a container every run may have the same id."""
+    (tmp_path / f".bundle.partial-{os.getpid()}").mkdir()
+    (tmp_path / f".bundle.partial-abc-{os.getpid()}").mkdir()
+    with atomic_folder(tmp_path / "bundle") as partial:
+        assert [place.name for place in tmp_path.iterdir()] == [partial.name]
+        write_atomic(tmp_path / "bundle", b"")  # sweeps as well, but nothing that is under way
+        assert partial.is_dir()
+        (tmp_path / "bundle").unlink()
     assert names(tmp_path) == ["bundle"]
 
 
