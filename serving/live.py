@@ -24,9 +24,16 @@ class LiveGraph:
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None, journal: Path | None = None, near: Near | None = None
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None,
+        journal: str | Path | Journal | None = None,
+        near: Near | None = None,
     ) -> None:
-        """near: an index of the bundle's table, used as long as changes lie beside it.
+        """journal: a Journal is that of the same bundle opened before, see `Journal.reopened`.
+
+        near: an index of the bundle's table, used as long as changes lie beside it.
 
         Raises JournalError if the journal cannot be used, MissingExtra without onnxruntime.
         """
@@ -36,7 +43,7 @@ class LiveGraph:
         changes = Changes(*(int(made.get(name, 0)) for name in Changes._fields))
         state = Snapshot.of(bundle.tables, bundle.templates, changes)
         self.now: tuple[Snapshot, Search] = self._with_search(state, near)
-        self._journal = None if journal is None else self._replayed(journal)
+        self.journal = None if journal is None else self._replayed(journal)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -61,40 +68,45 @@ class LiveGraph:
     def save(self, path: Path, *, replace: bool) -> Path:
         """Write the bundle as it stands; see `saving.save_bundle`."""
         with self._change:  # what the snapshot holds and what the journal counts must be the same
-            state, note = self.snapshot, None if self._journal is None else self._journal.note()
+            state, note = self.snapshot, None if self.journal is None else self.journal.note()
         if note is None:
             note = note_of(self._bundle.manifest, str(self._bundle.path))
         return save_bundle(self._bundle, state.compacted.tables, state.changes, note, path, replace=replace)
 
     def close(self) -> None:
         """Let go of the journal; changes are refused from then on."""
-        if self._journal is not None:
-            self._journal.close()
+        if self.journal is not None:
+            self.journal.close()
 
     def _do(self, change: Change) -> None:
-        if self._journal is not None:
-            self._journal.write(change)
-        self._show(_after(self.snapshot, change))
+        after = self._after(
+            change
+        )  # before it is on the disk: what fails here, for want of memory say, is not made
+        if self.journal is not None:
+            self.journal.write(change)
+        self.now = after
 
-    def _show(self, state: Snapshot) -> None:
-        search = self.now[1]
+    def _after(self, change: Change) -> tuple[Snapshot, Search]:
+        state, search = _after(self.snapshot, change), self.now[1]
         if state.weight_of_changes > max(MOST_CHANGES, len(search.table) // SHARE_OF_CHANGES):
-            self.now = self._with_search(state.compacted)
-        else:
-            self.now = state, search
+            return self._with_search(state.compacted)
+        return state, search
 
     def _with_search(self, state: Snapshot, near: Near | None = None) -> tuple[Snapshot, Search]:
         return state, Search(state.tables.vectors, threads=self._threads, near=near)
 
-    def _replayed(self, path: Path) -> Journal:
+    def _replayed(self, given: str | Path | Journal) -> Journal:
         manifest, what = self._bundle.manifest, str(self._bundle.path)
-        saved = note_of(manifest, what)
-        journal = Journal.open(path, fingerprint(self._bundle.manifest_bytes()), saved)
+        saved, owner = note_of(manifest, what), fingerprint(self._bundle.manifest_bytes())
+        if isinstance(given, Journal):
+            journal = given.reopened(owner, saved)
+        else:
+            journal = Journal.open(Path(given), owner, saved)
         try:
             for change in journal.replay(manifest["width"], saved):
                 if change.row is None and self.snapshot.entities.of_id(change.entity) is None:
-                    raise JournalError(f"{path} removes {change.entity!r}, which the bundle does not have")
-                self._show(_after(self.snapshot, change))
+                    raise JournalError(f"{journal.path} removes {change.entity!r}, which the bundle does not have")
+                self.now = self._after(change)
         except BaseException:
             journal.close()
             raise

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from pmd.serving.archive import pack
 from pmd.serving.bundle import TABLE_FILES, Bundle, seal, write_tables
 from pmd.serving.snapshot import Changes
-from pmd.serving.storage import StorageError, atomic_file, atomic_folder
+from pmd.serving.storage import StorageError, atomic_file, atomic_folder, scratch_folder
 from pmd.serving.tables import Tables
 
 
@@ -25,8 +24,8 @@ def save_bundle(
     """Write `bundle` with other tables to a folder, or to a zip if the name ends in `.zip`; returns `path`.
 
     changes: since the export. journal: which file of changes, and how many of it, are in these tables. The target
-    is whole or absent. Raises StorageError if it exists (unless `replace`), BundleError if a file of `bundle` was
-    changed on disk since it was opened.
+    is whole or absent. Raises StorageError if it exists (unless `replace`) or cannot be written, BundleError if a
+    file of `bundle` was changed on disk since it was opened.
     """
     if path.suffix != ".zip":
         with atomic_folder(path, replace=replace) as folder:
@@ -34,11 +33,10 @@ def save_bundle(
         return path
     if path.is_dir() or (path.exists() and not replace):
         raise StorageError(f"{path} exists already; choose another name or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.partial-") as folder:
-        _fill(Path(folder), bundle, tables, changes, journal)
+    with scratch_folder(path) as folder:
+        _fill(folder, bundle, tables, changes, journal)
         with atomic_file(path) as target:
-            pack(Path(folder), target)
+            pack(folder, target)
     return path
 
 

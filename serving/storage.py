@@ -35,6 +35,8 @@ CURES: dict[int | None, str] = {
 }
 ALWAYS_OF_WRITING = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""How file systems without hard links, FAT for one, refuse them."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux, fcntl.h and stdio.h
 _under_way: set[Path] = set()
 """Temporary names of this process that are in use."""
@@ -65,6 +67,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
         _sync(partial)
         os.replace(partial, path)
         _sync_folder(path.parent)
+
+
+def create_atomic(path: Path, data: bytes) -> bool:
+    """Write `data` to a new file; False, and nothing done, if there is one: of two processes one comes first.
+
+    Raises StorageError if it cannot be written.
+    """
+    path = Path(os.path.abspath(path))
+    with explained(path):
+        make_folders(path.parent)
+    with _temporary(path) as partial:
+        partial.write_bytes(data)
+        _sync(partial)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS or os.path.lexists(path):
+                raise
+            os.rename(partial, path)
+        _sync_folder(path.parent)
+    return True
 
 
 @contextmanager

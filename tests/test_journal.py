@@ -16,7 +16,7 @@ from tiny_bundle import ENTITIES
 
 from pmd.serving import QueryError, Scorer
 from pmd.serving import journal as journal_module
-from pmd.serving.journal import SCHEMA, JournalError
+from pmd.serving.journal import SCHEMA, Journal, JournalError
 
 E = len(ENTITIES)
 
@@ -116,6 +116,122 @@ def test_a_disk_that_fails_leaves_graph_and_file_as_they_were(load, folder, tmp_
     assert state(load(folder, tmp_path / "journal"))[0] == (*seen[0], "new")
 
 
+def fail(*_):
+    raise OSError(5, "Input/output error")
+
+
+def test_what_could_not_be_taken_away_at_once_is_taken_away_later(load, folder, tmp_path, monkeypatch):
+    """Torn by a full disk on which not even truncating works: changes go on when there is room again."""
+    scorer = load(folder, tmp_path / "journal")
+    scorer.remove_entity("heart")
+    file = scorer._graph.journal._file
+
+    class Torn:
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+        def write(self, data):
+            return file.write(data[: len(data) // 2]) if len(data) > 50 else fail()
+
+        truncate = fail
+
+    scorer._graph.journal._file = Torn()
+    for _ in range(2):
+        with pytest.raises(JournalError, match="cannot be written, the change was not made: Input/output error"):
+            scorer.add_entity("new", name="new", vector=np.ones(16))
+    scorer._graph.journal._file = file
+    scorer.add_entity("other", name="other", vector=np.ones(16))
+    seen = state(scorer)
+    scorer.close()
+    assert state(load(folder, tmp_path / "journal")) == seen
+
+
+def test_ctrl_c_while_a_change_is_written_leaves_none(load, folder, tmp_path, monkeypatch):
+    scorer = load(folder, tmp_path / "journal")
+    before = (tmp_path / "journal").read_bytes()
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(journal_module.os, "fsync", interrupted)
+        scorer.remove_entity("heart")
+    assert scorer.num_entities == E
+    assert (tmp_path / "journal").read_bytes() == before
+    scorer.remove_entity("heart")
+    scorer.close()
+    assert load(folder, tmp_path / "journal").num_entities == E - 1
+
+
+def test_a_change_that_cannot_be_shown_is_not_kept_either(load, folder, tmp_path, monkeypatch):
+    scorer = load(folder, tmp_path / "journal")
+    before = (tmp_path / "journal").read_bytes()
+
+    def no_memory(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("pmd.serving.live._after", no_memory)
+        scorer.remove_entity("heart")
+    assert (tmp_path / "journal").read_bytes() == before
+    assert scorer.num_entities == E
+
+
+def test_a_journal_removed_or_replaced_while_in_use_takes_no_change(load, folder, tmp_path):
+    path = tmp_path / "deep" / "journal"
+    scorer = load(folder, path)
+    scorer.remove_entity("heart")
+    seen = state(scorer)
+    kept = path.read_bytes()
+    for put_back in (False, True):
+        if put_back:
+            path.parent.mkdir()
+            path.write_bytes(kept)
+        else:
+            shutil.rmtree(path.parent)
+        with pytest.raises(JournalError, match=r"removed or replaced while .* not made; save the bundle and open"):
+            scorer.remove_entity("pain")
+        assert state(scorer) == seen
+    scorer.save(tmp_path / "saved")
+    scorer.close()
+    (tmp_path / "new").mkdir()
+    assert state(load(tmp_path / "saved", tmp_path / "new" / "journal")) == seen
+
+
+def test_a_journal_that_another_program_wrote_to_takes_no_change(load, folder, tmp_path):
+    scorer = load(folder, tmp_path / "journal")
+    scorer.remove_entity("heart")
+    whole = (tmp_path / "journal").read_bytes()
+    for other in (whole + b"more", whole[:-3]):
+        with open(tmp_path / "journal", "r+b") as file:
+            file.truncate(0)
+            file.write(other)
+        with pytest.raises(JournalError, match=r"was changed by another program .*; the change was not made"):
+            scorer.remove_entity("pain")
+        assert (tmp_path / "journal").read_bytes() == other
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_writes_nothing(load, folder, tmp_path):
+    scorer = load(folder, tmp_path / "journal")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            scorer.remove_entity("heart")
+        except JournalError as error:
+            os._exit(0 if "that of the process that opened it" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    scorer.remove_entity("heart")
+
+
+def test_a_place_that_cannot_hold_a_journal(load, folder, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "journal", tmp_path / ("x" * 300)):
+        with pytest.raises(JournalError, match=r"cannot be written: .*; choose a place that can be written"):
+            load(folder, path)
+
+
 # ---- damage -------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +266,41 @@ def test_a_damaged_line_in_the_middle_is_refused_and_nothing_cut(load, folder, t
         assert path.read_bytes() == data
 
 
+def test_a_damaged_last_line_is_refused_whatever_byte_it_is(load, folder, tmp_path):
+    path = tmp_path / "journal"
+    scorer = load(folder, path)
+    scorer.remove_entity("pain")
+    scorer.remove_entity("heart")
+    scorer.close()
+    whole = path.read_bytes()
+    bundle = json.loads(whole.splitlines()[0][9:])["bundle"]
+    for at in range(whole.rindex(b"\n", 0, -1) + 1, len(whole)):
+        for byte in {whole[at] ^ 1, 0, 10, 13} - {whole[at]}:
+            path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+            with pytest.raises(JournalError, match="line 3 is damaged; restore the file"):
+                Journal.open(path, bundle, None)
+    path.write_bytes(whole)
+    assert load(folder, path).num_entities == E - 2
+
+
+def test_a_last_line_with_sectors_that_were_never_written_is_cut_off(load, folder, tmp_path):
+    path = tmp_path / "journal"
+    scorer = load(folder, path)
+    kept = path.stat().st_size
+    scorer.add_entity("long", name="long", description="word " * 400, vector=np.ones(16))
+    scorer.close()
+    whole = path.read_bytes()
+    for start, end in ((kept, 512), (512, 1024), (1024, 1536)):
+        path.write_bytes(whole[:start] + bytes(end - start) + whole[end:])
+        again = load(folder, path)
+        assert again.num_entities == E
+        again.close()
+        assert path.stat().st_size == kept
+    path.write_bytes(whole[:600] + bytes(300) + whole[900:])
+    with pytest.raises(JournalError, match="line 2 is damaged"):
+        load(folder, path)
+
+
 def line(record) -> bytes:
     data = json.dumps(record).encode()
     return f"{zlib.crc32(data):08x} ".encode() + data + b"\n"
@@ -179,7 +330,9 @@ def test_lines_that_are_no_change_of_this_bundle(load, folder, tmp_path, record,
     load(folder, path)  # what refused it let go of it
 
 
-@pytest.mark.parametrize("data", [b"", b"hello\n", line({"schema": "pmd-journal/2", "name": "x"}), line(["a"])])
+@pytest.mark.parametrize(
+    "data", [b"", b"hello\n", b"15d54739 {\n", line({"schema": "pmd-journal/2", "name": "x"}), line(["a"])]
+)
 def test_files_that_are_no_journal(load, folder, tmp_path, data):
     path = tmp_path / "journal"
     path.write_bytes(data)

@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from pmd.serving import storage
-from pmd.serving.storage import StorageError, atomic_file, atomic_folder, sha256_of, write_atomic
+from pmd.serving.storage import (
+    StorageError,
+    atomic_file,
+    atomic_folder,
+    create_atomic,
+    scratch_folder,
+    sha256_of,
+    write_atomic,
+)
 
 
 def names(folder):
@@ -244,6 +252,30 @@ def test_ctrl_c_on_a_real_process_leaves_nothing(tmp_path):
         child.wait(timeout=30)
     assert child.returncode != 0
     assert names(tmp_path) == []
+
+
+def test_of_two_that_begin_a_file_one_is_first(tmp_path, monkeypatch):
+    assert create_atomic(tmp_path / "deep" / "journal", b"one")
+    assert not create_atomic(tmp_path / "deep" / "journal", b"two")
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert create_atomic(tmp_path / "deep" / "other", b"one")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "deep").iterdir()} == {
+        "journal": b"one", "other": b"one",
+    }  # fmt: skip
+
+
+def test_a_scratch_folder_left_by_a_killed_process_is_removed(tmp_path):
+    with scratch_folder(tmp_path / "a.zip") as scratch:
+        (scratch / "file").touch()
+        left = scratch.name.rpartition("-")[0] + f"-{dead_pid()}"
+        (tmp_path / left).mkdir()
+    assert names(tmp_path) == [left]
+    write_atomic(tmp_path / "a.zip", b"")
+    assert names(tmp_path) == ["a.zip"]
 
 
 def test_sha256(tmp_path):
