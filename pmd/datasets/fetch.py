@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
+import os
 import shutil
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pmd.datasets import layouts
@@ -14,7 +19,12 @@ from pmd.datasets.damage import FACTS
 from pmd.datasets.download import SECONDS, Tick, download
 from pmd.datasets.places import fetched_root
 from pmd.errors import DatasetError, DownloadError
-from pmd.serving.storage import atomic_folder, sha256_of
+from pmd.serving.storage import atomic_folder, explained, make_folders, sha256_of
+
+try:
+    import fcntl
+except ImportError:  # Windows: two that fetch the same are not noticed there
+    fcntl = None  # type: ignore[assignment]
 
 SCHEMA = "pmd-data-source/1"
 MEMBER_BYTES = 1 << 32  # more than any member of an archive may unpack to
@@ -26,10 +36,12 @@ def fetch(
     """The cache's folder of a dataset, fetched unless it is there; `again` replaces it.
 
     trust_first: take files whose sha256 is not known as they come, and note their hashes: fetching again then asks
-    for the same. Raises DatasetError without it where a hash is not known, DownloadError if a file cannot be had.
+    for the same. Raises DatasetError without it where a hash is not known, DownloadError if a file cannot be had or
+    another process fetches the same, StorageError if the cache cannot be written.
     """
-    folder = fetched_root() / entry.name
+    folder, waiting = fetched_root() / entry.name, fetched_root() / ".partial" / entry.name
     if folder.is_dir() and not again:
+        shutil.rmtree(waiting, ignore_errors=True)  # of one that was killed at the very end
         return folder
     noted = _noted_hashes(folder)
     unknown = [address for address in entry.unverified if address not in noted]
@@ -38,22 +50,40 @@ def fetch(
             f"no sha256 is known beforehand of {', '.join(unknown)}; to take what comes and hold later fetches "
             f"to it, give --trust-first-download"
         )
-    waiting = fetched_root() / ".partial"
-    waiting.mkdir(parents=True, exist_ok=True)
-    files = []
-    for source in entry.sources:
-        partial = waiting / f"{entry.name}-{hashlib.sha256(source.address.encode()).hexdigest()[:16]}"
-        sha256 = source.sha256 or noted.get(source.address)
-        found = download(source.address, partial, sha256=sha256, size=source.size, seconds=seconds, tick=tick)
-        files.append((source, partial, found))
-    with atomic_folder(folder, replace=True) as made:
-        for source, partial, _ in files:
-            _keep(source, partial, made)
-        _write_facts(entry, {source.address: found for source, _, found in files}, made)
-        _check_counts(entry, made)
-    for _, partial, _ in files:
-        partial.unlink()
+    with _alone(waiting, entry.name):
+        files = []
+        for source in entry.sources:
+            partial = waiting / hashlib.sha256(source.address.encode()).hexdigest()[:16]
+            sha256 = source.sha256 or noted.get(source.address)
+            found = download(source.address, partial, sha256=sha256, size=source.size, seconds=seconds, tick=tick)
+            files.append((source, partial, found))
+        with atomic_folder(folder, replace=True) as made:
+            for source, partial, _ in files:
+                _keep(source, partial, made)
+            _write_facts(entry, {source.address: found for source, _, found in files}, made)
+            _check_counts(entry, made)
+        shutil.rmtree(waiting, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Make a folder and hold it: two processes that append to one file would spoil it. Raises DownloadError."""
+    with explained(folder):
+        make_folders(folder)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise DownloadError(f"another process is fetching {name}; wait until it has ended") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _keep(source: Source, partial: Path, folder: Path) -> None:
@@ -68,7 +98,7 @@ def _keep(source: Source, partial: Path, folder: Path) -> None:
                     raise DownloadError(f"{source.address}: {member} unpacks to more than {MEMBER_BYTES:,} bytes")
                 with archive.open(member) as packed, open(folder / name, "wb") as file:
                     shutil.copyfileobj(packed, file)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, zlib.error, lzma.LZMAError) as error:
         raise DownloadError(f"{source.address} is no zip archive with {', '.join(source.keep)}: {error}") from error
 
 
