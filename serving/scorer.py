@@ -22,6 +22,7 @@ from pmd.serving.encoder import TowerEncoder
 from pmd.serving.entering import EntityMaker, Vector
 from pmd.serving.errors import QueryError
 from pmd.serving.explain import Explanation, explain
+from pmd.serving.journal import Journal
 from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
 from pmd.serving.live import LiveGraph
 from pmd.serving.manifest import rerank_of
@@ -48,15 +49,14 @@ class Scorer:
         *,
         threads: int | None,
         provider: str,
-        journal: str | Path | None = None,
+        journal: str | Path | Journal | None = None,
         near: Near | None = None,
     ) -> None:
         """Use `load`; this is for those who bring their own encoder."""
         self.bundle = bundle
         self._encoder = encoder
         self._maker = EntityMaker(bundle, provider=provider, threads=threads)
-        kept = None if journal is None else Path(journal)
-        self._graph = LiveGraph(bundle, threads=threads, journal=kept, near=near)
+        self._graph = LiveGraph(bundle, threads=threads, journal=journal, near=near)
 
     @classmethod
     def load(
@@ -67,7 +67,7 @@ class Scorer:
         provider: str = "cpu",
         verify: bool = False,
         cached_queries: int = 0,
-        journal: str | Path | None = None,
+        journal: str | Path | Journal | None = None,
         near: str | Path | None = None,
     ) -> Scorer:
         """Open a bundle, folder or zip.
@@ -76,8 +76,8 @@ class Scorer:
         graph: cpu, cuda, openvino, coreml or xnnpack, as far as onnxruntime has it; never another than asked.
         verify: check every file's sha256, and that vectors are of unit length. cached_queries: vectors of recent
         questions to keep; none by default, so that timings are honest. journal: a file that keeps every change of
-        the graph from the moment the call that made it returns; changes that it already holds are made again.
-        near: an index made by `pmd.serving.near`, for graphs of many millions; answers are then approximate.
+        the graph from the moment the call that made it returns; changes that it already holds are made again. The
+        `journal` of another Scorer of this bundle is gone on with; close that Scorer then. near: an index made by `pmd.serving.near`, for graphs of many millions; answers are then approximate.
         Raises BundleError, ProviderError, MissingExtra, JournalError, NearError.
         """
         bundle = Bundle.open(path, verify=verify)
@@ -128,6 +128,16 @@ class Scorer:
     def known(self) -> KnownAnswers:
         """Known answers of all splits."""
         return self._graph.snapshot.compacted.tables.known
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The graph as it is now; it never changes."""
+        return self._graph.snapshot
+
+    @property
+    def journal(self) -> Journal | None:
+        """What keeps the changes of the graph, None if nothing does."""
+        return self._graph.journal
 
     @property
     def search(self) -> str:

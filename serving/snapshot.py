@@ -102,11 +102,13 @@ class Snapshot:
         """Ids of the entities that are there, in the order of `compacted`."""
         return tuple(column(self.compacted.rows, 0))
 
-    @cached_property
+    @property
     def compacted(self) -> Snapshot:
         """The same graph without indices that hold nothing, and with every vector in the table."""
-        if not self.weight_of_changes:
-            return self
+        return self._compacted if self.weight_of_changes else self  # kept in itself, it would outlive its last use
+
+    @cached_property
+    def _compacted(self) -> Snapshot:
         fresh, base = self.fresh, self.tables
         live = np.delete(np.arange(fresh.size), fresh.gone)
         place = np.full(fresh.size, -1)

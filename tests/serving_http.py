@@ -8,36 +8,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import uvicorn
 from starlette.applications import Starlette
 
 from pmd.serving import Scorer
-from pmd.serving.server.process import bound_socket, url_of
+from pmd.serving.server.limits import Limits
+from pmd.serving.server.process import bound_socket, server_of, url_of
 
 PATIENCE = 60.0  # seconds before a test gives up; no test passes by waiting
 
 
-class Server(uvicorn.Server):
-    """Says when it listens."""
-
-    def __init__(self, app: Starlette) -> None:
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
-        self.listening = threading.Event()
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-
 @contextlib.contextmanager
-def running(app: Starlette) -> Iterator[str]:
-    """The application on a free port of this machine, stopped at the end; yields its URL."""
+def running(app: Starlette, limits: Limits | None = None) -> Iterator[str]:
+    """The application on a free port of this machine, stopped at the end; its URL. limits: of connections."""
     with bound_socket("127.0.0.1", 0) as listener:
-        url, server = url_of(listener), Server(app)
+        listening = threading.Event()
+        url, server = url_of(listener), server_of(app, limits or Limits(), listening.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            assert server.listening.wait(PATIENCE)
+            assert listening.wait(PATIENCE)
             yield url
         finally:
             server.should_exit = True

@@ -253,10 +253,11 @@ def test_a_body_that_does_not_arrive_gets_408(tiny_scorer):
     def slow():
         yield b'{"head": '
         gate.wait(PATIENCE)
+        yield b" " * 91
 
     with client_of(create_app({"tiny": tiny_scorer}, limits=Limits(timeout_seconds=0.2))) as client:
         with ThreadPoolExecutor(1) as pool:
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": "application/json", "Content-Length": "100"}
             answer = pool.submit(client.post, f"{ONE}/tails", content=slow(), headers=headers)
             until(lambda: 'code="slow_body"' in client.get("/metrics").text)
             gate.set()

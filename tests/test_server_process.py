@@ -28,11 +28,13 @@ COMMAND = [sys.executable, "-m", "pmd.serving.server.cli"]
 
 
 @contextlib.contextmanager
-def serving(*args: object, key: str | None = None) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+def serving(
+    *args: object, key: str | None = None, admin_key: str | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     """A `pmd-serve` on a free port: the process, its URL, and what it said before it listened."""
-    environment = {name: value for name, value in os.environ.items() if name != "PMD_API_KEY"}
-    if key is not None:
-        environment["PMD_API_KEY"] = key
+    keys = {"PMD_API_KEY": key, "PMD_ADMIN_KEY": admin_key}
+    environment = {name: value for name, value in os.environ.items() if name not in keys}
+    environment |= {name: value for name, value in keys.items() if value is not None}
     command = [*COMMAND, *map(str, args), *(() if "--port" in args else ("--port", "0"))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     with process:
@@ -152,6 +154,27 @@ def test_the_key_of_a_file_or_of_the_environment(tiny_folder, tmp_path):
             assert (code, result["requests"], result["rejected"]) == (0, 2, 1)
 
 
+def test_changes_outlive_a_reload_by_signal_and_a_kill(tiny_folder, tmp_path):
+    asked = "/v1/bundles/bundle/entities"
+    admin = {"Authorization": "Bearer may-change"}
+    for round_, number in enumerate((signal.SIGKILL, signal.SIGTERM)):
+        with (
+            serving(tiny_folder, "--journal", tmp_path / "kept", admin_key="may-change") as (process, url, _),
+            httpx.Client(base_url=url, headers=admin) as client,
+        ):
+            about = client.get("/v1/bundles").json()["bundles"][0]
+            assert (about["entities"], about["kept"]) == (12 + round_, True)
+            added = client.post(asked, json={"id": f"new {round_}", "name": "new", "description": ""})
+            assert added.status_code == 201
+            process.send_signal(signal.SIGHUP)
+            last = time.monotonic() + PATIENCE
+            while 'pmd_reloads_total{bundle="bundle",result="done"} 1.0' not in client.get("/metrics").text:
+                assert time.monotonic() < last
+            assert client.get("/v1/bundles").json()["bundles"][0]["entities"] == 13 + round_
+            process.send_signal(number)
+            assert process.wait(PATIENCE) == (-number if number == signal.SIGKILL else 0)
+
+
 def test_other_machines_without_a_key_are_warned_of(tiny_folder):
     for host, key, warned in (("0.0.0.0", None, True), ("0.0.0.0", "word", False), ("localhost", None, False)):
         with serving(tiny_folder, "--host", host, "--quiet", key=key) as (_, url, said):
@@ -180,7 +203,10 @@ def test_mistakes_end_in_one_line(tiny_folder, tmp_path):
     assert "cannot use the address" in refused(tiny_folder, "--host", "no host", "--port", 0)
     for wrong in (b"", b" \n", b"two words", "ä".encode()):
         (tmp_path / "key").write_bytes(wrong)
-        assert "the API key" in refused(tiny_folder, "--port", 0, "--api-key-file", tmp_path / "key")
+        assert "the key of" in refused(tiny_folder, "--port", 0, "--api-key-file", tmp_path / "key")
+    (tmp_path / "key").write_bytes(b"word")
+    both = ("--api-key-file", tmp_path / "key", "--admin-key-file", tmp_path / "key")
+    assert "the API key and the admin key are the same" in refused(tiny_folder, "--port", 0, *both)
     assert "absent" in refused(tiny_folder, "--port", 0, "--api-key-file", tmp_path / "absent")
 
 

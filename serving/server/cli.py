@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from pmd.serving.command import HELP, Command, emit
 from pmd.serving.cores import default_threads
 from pmd.serving.errors import QueryError
 from pmd.serving.extras import require
+from pmd.serving.journal import Journal
 from pmd.serving.scorer import Scorer
 from pmd.serving.server.limits import Limits
 
 SCHEMA = "pmd-serve/1"
-KEY_VARIABLE = "PMD_API_KEY"
+KEY_VARIABLE, ADMIN_VARIABLE = "PMD_API_KEY", "PMD_ADMIN_KEY"
 EPILOG = """\b
 Examples:
   pmd-serve bundles/umls-pmd-grade-3-int8
@@ -47,6 +49,18 @@ AT_LEAST_1 = click.IntRange(min=1)
     type=click.Path(path_type=Path),
     help=f"File with the key that clients must give; else {KEY_VARIABLE} of the environment, else no key.",
 )
+@click.option(
+    "--admin-key-file",
+    type=click.Path(path_type=Path),
+    help=f"File with the key of those who may change entities and reload bundles; else {ADMIN_VARIABLE} of the "
+    "environment, else nobody may.",
+)
+@click.option(
+    "--journal",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep the changes of each bundle in DIR/NAME.journal, and make them again at every start.",
+)
 @click.option("--max-body-bytes", type=AT_LEAST_1, default=DEFAULT.max_body_bytes, show_default=True)
 @click.option(
     "--max-batch", type=AT_LEAST_1, default=DEFAULT.max_batch, show_default=True, help="Questions at once."
@@ -67,6 +81,20 @@ AT_LEAST_1 = click.IntRange(min=1)
     show_default=True,
     help="For reading a request, and again for answering it.",
 )
+@click.option(
+    "--max-connections",
+    type=AT_LEAST_1,
+    default=DEFAULT.max_connections,
+    show_default=True,
+    help="Open at once; the slowest clients make room for new ones.",
+)
+@click.option(
+    "--header-seconds",
+    type=click.FloatRange(min=0.001, max=3600),
+    default=DEFAULT.header_seconds,
+    show_default=True,
+    help="For sending the headers of a request.",
+)
 @click.option("--quiet", is_flag=True, help="No remarks on stderr; failures and warnings still go there.")
 def main(
     bundles: tuple[Path, ...],
@@ -74,6 +102,8 @@ def main(
     port: int,
     threads: int | None,
     api_key_file: Path | None,
+    admin_key_file: Path | None,
+    journal: Path | None,
     quiet: bool,
     **limits: Any,
 ) -> None:
@@ -81,27 +111,45 @@ def main(
 
     Open the printed address in a browser to try questions; its /docs describes every request. A bundle is named
     as its folder. SIGTERM or Ctrl-C ends the server after the requests that are running; the last line of stdout
-    is one JSON object. The API key is never given on the command line, where other users could read it.
+    is one JSON object. With an admin key, SIGHUP opens all bundles afresh. Keys are never given on the command
+    line, where other users could read them.
     """
     require("server", "starlette", "uvicorn", "pydantic", "prometheus_client")
     from pmd.serving.server.app import create_app
-    from pmd.serving.server.process import bound_socket, serve, url_of
+    from pmd.serving.server.connections import room_for
+    from pmd.serving.server.process import bound_socket, other_files, serve, url_of
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    named, bounds, key = _named(bundles), Limits(**limits), _api_key(api_key_file)
-    with bound_socket(host, port) as listener:
+    named, key, admin_key = _named(bundles), _key(api_key_file, KEY_VARIABLE), _key(admin_key_file, ADMIN_VARIABLE)
+    if key is not None and key == admin_key:
+        raise QueryError("the API key and the admin key are the same; whoever may ask could change; choose two")
+    room = room_for(limits.pop("max_connections"), other_files(len(named)), _warn)
+    bounds = Limits(max_connections=room, **limits)
+
+    def opened(name: str, before: Journal | None = None) -> Scorer:
+        kept = before or (None if journal is None else journal / f"{name}.journal")
+        return _loaded(name, named[name], kept, quiet)
+
+    with bound_socket(host, port) as listener, ExitStack() as scorers_closed:
         url = url_of(listener)
         if key is None and not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
-            click.echo(f"warning: {url} is open to other machines, without a key; see --api-key-file", err=True)
-        scorers = {name: _loaded(name, path, quiet) for name, path in named.items()}
-        app = create_app(scorers, limits=bounds, api_key=key, threads=threads or default_threads())
+            _warn(f"{url} is open to other machines, without a key; see --api-key-file")
+        scorers = {name: scorers_closed.enter_context(opened(name)) for name in named}
+        app = create_app(
+            scorers,
+            limits=bounds,
+            api_key=key,
+            admin_key=admin_key,
+            reopen=opened,
+            threads=threads or default_threads(),
+        )
         started = time.monotonic()
 
         def announce() -> None:
             if not quiet or port == 0:
                 click.echo(f"listening on {url}", err=True)
 
-        stopped_by = serve(app, listener, timeout_seconds=bounds.timeout_seconds, on_ready=announce)
+        stopped_by = serve(app, listener, limits=bounds, on_ready=announce)
     metrics = app.state.handlers.metrics
     emit(
         {
@@ -128,20 +176,25 @@ def _named(bundles: tuple[Path, ...]) -> dict[str, Path]:
     return named
 
 
-def _loaded(name: str, path: Path, quiet: bool) -> Scorer:
+def _loaded(name: str, path: Path, journal: Path | Journal | None, quiet: bool) -> Scorer:
     started = time.perf_counter()
-    scorer = Scorer.load(path, threads=1)  # many calls of one thread do more than one call of many
+    # Many calls of one thread do more than one call of many.
+    scorer = Scorer.load(path, threads=1, journal=journal)
     if not quiet:
         took = f"loaded in {time.perf_counter() - started:.2f} s"
         click.echo(f"{name}: {scorer.num_entities} entities, {scorer.num_relations} relations, {took}", err=True)
     return scorer
 
 
-def _api_key(file: Path | None) -> bytes | None:
+def _warn(message: str) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+def _key(file: Path | None, variable: str) -> bytes | None:
     """The key of the file, or else of the environment; None without one. Raises QueryError for one of no use."""
     if file is None:
-        given = os.environb.get(KEY_VARIABLE.encode())
-        where = KEY_VARIABLE
+        given = os.environb.get(variable.encode())
+        where = variable
     else:
         given, where = file.read_bytes(), str(file)
     if given is None:
@@ -149,7 +202,7 @@ def _api_key(file: Path | None) -> bytes | None:
     key = given.strip()
     if not key or any(byte <= 32 or byte >= 127 for byte in key):
         raise QueryError(
-            f"the API key of {where} is empty or has spaces or other characters than ASCII; expected one word"
+            f"the key of {where} is empty or has spaces or other characters than ASCII; expected one word"
         )
     return key
 

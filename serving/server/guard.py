@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import time
 import uuid
@@ -11,13 +10,13 @@ from collections.abc import Callable, Mapping
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pmd.serving.server.keys import Keys
 from pmd.serving.server.metrics import Metrics
 from pmd.serving.server.refusals import CLIENT_GONE, Refusal
 from pmd.serving.server.replies import NOT_KEPT, SAFE, error_reply
 
 logger = logging.getLogger(__name__)
 
-SCHEME = b"bearer"
 UNROUTED = "(none)"
 
 
@@ -32,11 +31,11 @@ class Guard:
         routes: Mapping[object, str],
         open_paths: frozenset[str],
         stopping: Callable[[], bool],
-        api_key: bytes | None,
+        keys: Keys,
     ) -> None:
         """routes: the path of each endpoint, for the metrics. open_paths: those that need no key."""
         self._app, self._metrics, self._routes, self._open = app, metrics, routes, open_paths
-        self._stopping, self._api_key = stopping, api_key
+        self._stopping, self._keys = stopping, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -76,19 +75,9 @@ class Guard:
         path = scope["path"]
         if path in self._open:
             return
-        if self._api_key is not None:
-            _check_key(Headers(scope=scope), self._api_key)
+        self._keys.check_question(Headers(scope=scope))
         if self._stopping():
             raise Refusal(503, "stopping", "the server is stopping; ask another one", {"Retry-After": "5"})
-
-
-def _check_key(headers: Headers, expected: bytes) -> None:
-    given = headers.get("authorization", "").encode("latin-1")
-    scheme, _, key = given.partition(b" ")
-    if scheme.lower() != SCHEME or not hmac.compare_digest(key.strip(), expected):
-        raise Refusal(
-            401, "wrong_key", "give the server's key as 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"}
-        )
 
 
 def _with_safe(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

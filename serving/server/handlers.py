@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
@@ -19,8 +18,8 @@ from pmd.serving.server.metrics import Metrics
 from pmd.serving.server.openapi import openapi_document
 from pmd.serving.server.refusals import Refusal, unusable
 from pmd.serving.server.replies import json_reply
-from pmd.serving.server.schemas import HeadsQuestion, TailsQuestion, request_models
-from pmd.serving.server.served import ServedBundle
+from pmd.serving.server.schemas import ChangeModels, HeadsQuestion, TailsQuestion, request_models
+from pmd.serving.server.served import Gone, ServedBundle
 
 DEFAULT_COMPLETIONS = 20
 PAGES = {
@@ -38,15 +37,30 @@ class Handlers:
     """The endpoints of one application. `started` and `stopping` are set by whoever runs it."""
 
     def __init__(
-        self, bundles: Mapping[str, ServedBundle], limits: Limits, metrics: Metrics, *, needs_key: bool
+        self,
+        bundles: Mapping[str, ServedBundle],
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        needs_key: bool,
+        changes: ChangeModels | None = None,
+        reloads: bool = False,
     ) -> None:
-        """bundles: by name, in the order to list them."""
+        """bundles: by name, in the order to list them. changes, reloads: as `openapi_document`."""
         self.bundles, self.limits, self.metrics = bundles, limits, metrics
         self.started = self.stopping = False
+        self.reloads = reloads
         self._models = request_models(limits)
-        self._openapi = openapi_document(list(bundles), limits, self._models, needs_key=needs_key)
+        self._openapi = openapi_document(
+            list(bundles), limits, self._models, changes=changes, reloads=reloads, needs_key=needs_key
+        )
         folder = files("pmd.serving.server") / "static"
         self._pages = {name: (folder / name).read_bytes() for name in PAGES}
+
+    def reload_all(self) -> None:
+        """Open every bundle afresh in turn, for nobody in particular; used from the event loop."""
+        for bundle in () if self.stopping else self.bundles.values():
+            bundle.reload_soon()
 
     # ---- the process ----------------------------------------------------------------------------------------
 
@@ -96,11 +110,11 @@ class Handlers:
 
     async def relations(self, request: Request) -> Response:
         """All relations of a bundle."""
-        return json_reply({"relations": self._bundle(request).relations()})
+        return json_reply({"relations": self.bundle(request).relations()})
 
     async def entities(self, request: Request) -> Response:
         """Entities that fit what was typed."""
-        bundle = self._bundle(request)
+        bundle = self.bundle(request)
         _refuse_unknown(request.query_params, ("query", "limit"))
         query = request.query_params.get("query", "")
         if len(query) > MAX_COMPLETION_CHARACTERS:
@@ -111,26 +125,26 @@ class Handlers:
 
     async def tails(self, request: Request) -> Response:
         """The best tails."""
-        bundle, question = self._bundle(request), await read_question(request, self._models.tails, self.limits)
+        bundle, question = self.bundle(request), await read_question(request, self._models.tails, self.limits)
         return await self._top(bundle, question, question.head, question.head_is_text, request)
 
     async def heads(self, request: Request) -> Response:
         """The best heads."""
-        bundle, question = self._bundle(request), await read_question(request, self._models.heads, self.limits)
+        bundle, question = self.bundle(request), await read_question(request, self._models.heads, self.limits)
         return await self._top(bundle, question, question.tail, question.tail_is_text, request)
 
     async def score(self, request: Request) -> Response:
         """Scores of triples."""
-        bundle, question = self._bundle(request), await read_question(request, self._models.score, self.limits)
+        bundle, question = self.bundle(request), await read_question(request, self._models.score, self.limits)
         triples = [tuple(triple) for triple in question.triples]
-        return json_reply({"scores": await bundle.ask(Score(), triples, _gone(request))})
+        return json_reply({"scores": await bundle.ask(Score(), triples, gone_of(request))})
 
     async def explain(self, request: Request) -> Response:
         """What drove an answer."""
-        bundle, question = self._bundle(request), await read_question(request, self._models.explain, self.limits)
+        bundle, question = self.bundle(request), await read_question(request, self._models.explain, self.limits)
         options = Explain(question.asks, question.is_text, question.triples)
         triple = (question.head, question.relation, question.tail)
-        (explanation,) = await bundle.ask(options, [triple], _gone(request))
+        (explanation,) = await bundle.ask(options, [triple], gone_of(request))
         return json_reply({"explanation": explanation})
 
     async def _top(
@@ -153,18 +167,21 @@ class Handlers:
             reranked=question.reranked,
             among=None if question.among is None else tuple(question.among),
         )
-        answers = await bundle.ask(options, pairs, _gone(request))
+        answers = await bundle.ask(options, pairs, gone_of(request))
         alone = isinstance(keys, str) and isinstance(question.relation, str)
         return json_reply(answers[0] if alone else {"answers": answers})
 
-    def _bundle(self, request: Request) -> ServedBundle:
+    def bundle(self, request: Request) -> ServedBundle:
+        """The bundle that the address names. Raises Refusal (404)."""
         name = request.path_params["bundle"]
         if name not in self.bundles:
             raise Refusal(404, "unknown_bundle", f"no bundle {name[:60]!r}; there are {', '.join(self.bundles)}")
         return self.bundles[name]
 
 
-def _gone(request: Request) -> Any:
+def gone_of(request: Request) -> Gone:
+    """What returns when the client of a request has closed the connection."""
+
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass

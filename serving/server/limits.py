@@ -23,3 +23,7 @@ class Limits:
     """Requests that may wait for one bundle, besides those being answered."""
     timeout_seconds: float = 30.0
     """For reading the body, and again for waiting and answering."""
+    max_connections: int = 1000
+    """Open at once; beyond them, those whose clients let the server wait the longest are closed."""
+    header_seconds: float = 10.0
+    """From a connection's beginning, or its last answer, to the last header of its next request."""

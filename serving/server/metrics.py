@@ -34,6 +34,17 @@ class Metrics:
         self.rejected = Counter(
             "pmd_rejected_requests", "Requests not answered, by the code of the error.", ["code"], registry=registry
         )
+        self.changes = Counter(
+            "pmd_entity_changes", "Entities added, updated or removed.", ["bundle", "kind"], registry=registry
+        )
+        self.reloads = Counter(
+            "pmd_reloads", "Bundles opened afresh, or left as they were.", ["bundle", "result"], registry=registry
+        )
+        self.cut = Counter(
+            "pmd_cut_connections", "Connections that the server closed, by the reason.", ["why"], registry=registry
+        )
+        self._connections = Gauge("pmd_connections", "Open connections.", registry=registry)
+        self._entities = Gauge("pmd_entities", "Entities of a bundle.", ["bundle"], registry=registry)
         self._waiting = Gauge(
             "pmd_waiting_requests", "Requests that wait for a bundle.", ["bundle"], registry=registry
         )
@@ -41,6 +52,14 @@ class Metrics:
     def watch_waiting(self, bundle: str, count: Callable[[], int]) -> None:
         """Read the number of requests that wait for `bundle` from `count` whenever the metrics are asked for."""
         self._waiting.labels(bundle).set_function(count)
+
+    def watch_entities(self, bundle: str, count: Callable[[], int]) -> None:
+        """The same for the number of its entities."""
+        self._entities.labels(bundle).set_function(count)
+
+    def watch_connections(self, count: Callable[[], int]) -> None:
+        """The same for the number of open connections."""
+        self._connections.set_function(count)
 
     def text(self) -> bytes:
         """All metrics, in prometheus_client's latest text format."""

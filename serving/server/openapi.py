@@ -11,26 +11,32 @@ from pydantic.json_schema import models_json_schema
 
 from pmd.serving.server import shapes
 from pmd.serving.server.limits import MAX_COMPLETION_CHARACTERS, MAX_COMPLETIONS, Limits
-from pmd.serving.server.schemas import Models
+from pmd.serving.server.schemas import ChangeModels, Models
 
 JSON = "application/json"
 KEY, KEY_SCHEME = "key", {"type": "http", "scheme": "bearer", "description": "The server's API key."}
+ADMIN, ADMIN_SCHEME = "admin", {"type": "http", "scheme": "bearer", "description": "The server's admin key."}
 WRONG = {
     400: "The body is not JSON, or not an object.",
     401: "The key is missing or wrong.",
-    404: "No bundle has this name.",
+    403: "The key may ask, not change.",
+    404: "No bundle, or no entity, has this name.",
     405: "The address is asked with another method.",
     408: "The body did not arrive in time.",
+    409: "There is such an entity already; or the bundle did not load, and is served as it was.",
+    411: "The body comes without a Content-Length.",
     413: "The body is larger than {max_body_bytes} bytes.",
     415: "The body is not declared as application/json.",
     422: "The question cannot be answered: unknown names, with the nearest ones, or values out of limits.",
     429: "{max_waiting} requests wait already.",
     500: "The server failed; the message has an id of its log.",
-    503: "The server is starting or stopping.",
+    503: "The server is starting or stopping, or has too many connections; or the change could not be kept.",
     504: "No answer within {timeout_seconds:g} s.",
 }
 RETRY = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}
-QUESTION_ERRORS = (400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
+QUESTION_ERRORS = (400, 401, 404, 405, 408, 411, 413, 415, 422, 429, 500, 503, 504)
+CHANGE_ERRORS = (400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 422, 429, 500, 503, 504)
+BARE_CHANGE_ERRORS = (401, 403, 404, 405, 409, 422, 429, 500, 503, 504)
 READ_ERRORS = (401, 405, 500, 503)
 ANSWERS: tuple[type[BaseModel], ...] = (
     shapes.Answer, shapes.Answers, shapes.Scores, shapes.Explained, shapes.Bundles, shapes.Relations,
@@ -38,9 +44,23 @@ ANSWERS: tuple[type[BaseModel], ...] = (
 )  # fmt: skip
 
 
-def openapi_document(bundles: Sequence[str], limits: Limits, models: Models, *, needs_key: bool) -> dict[str, Any]:
-    """The document, JSON-ready. bundles: the names that stand in addresses."""
-    pairs: list[tuple[type[BaseModel], Any]] = [(model, "validation") for model in (*models, *ANSWERS)]
+def openapi_document(
+    bundles: Sequence[str],
+    limits: Limits,
+    models: Models,
+    *,
+    changes: ChangeModels | None = None,
+    reloads: bool = False,
+    needs_key: bool,
+) -> dict[str, Any]:
+    """The document, JSON-ready. bundles: the names that stand in addresses.
+
+    changes: the models of changes, where they are possible. reloads: whether bundles can be opened afresh.
+    """
+    shown: list[type[BaseModel]] = [*models, *ANSWERS]
+    if changes is not None:
+        shown += [*changes, shapes.Changed]
+    pairs: list[tuple[type[BaseModel], Any]] = [(model, "validation") for model in shown]
     _, definitions = models_json_schema(pairs, ref_template="#/components/schemas/{model}")
     components: dict[str, Any] = {"schemas": definitions["$defs"]}
     document: dict[str, Any] = {
@@ -57,6 +77,10 @@ def openapi_document(bundles: Sequence[str], limits: Limits, models: Models, *, 
     if needs_key:
         components["securitySchemes"] = {KEY: KEY_SCHEME}
         document["security"] = [{KEY: []}]
+    if changes is not None:
+        components.setdefault("securitySchemes", {})[ADMIN] = ADMIN_SCHEME
+        for path, operations in _change_paths(bundles, limits, reloads=reloads).items():
+            document["paths"].setdefault(path, {}).update(operations)
     return document
 
 
@@ -75,13 +99,7 @@ def _process_paths(limits: Limits) -> dict[str, Any]:
 
 
 def _bundle_paths(bundles: Sequence[str], limits: Limits) -> dict[str, Any]:
-    bundle = {
-        "name": "bundle",
-        "in": "path",
-        "required": True,
-        "description": "Name of the bundle.",
-        "schema": {"type": "string", "enum": list(bundles)},
-    }
+    bundle = _in_path("bundle", "Name of the bundle.", enum=list(bundles))
     top = {"description": "Answer to one question; Answers to a list.", "content": {JSON: {"schema": _either()}}}
     questions = {
         "tails": ("Best tails of (head, relation, ?)", "TailsQuestion", top),
@@ -116,6 +134,44 @@ def _bundle_paths(bundles: Sequence[str], limits: Limits) -> dict[str, Any]:
     paths["/v1/bundles/{bundle}/relations"] = {"parameters": [bundle], "get": relations}
     paths["/v1/bundles/{bundle}/entities"] = {"parameters": [bundle], "get": entities}
     return paths
+
+
+def _change_paths(bundles: Sequence[str], limits: Limits, *, reloads: bool) -> dict[str, Any]:
+    bundle = _in_path("bundle", "Name of the bundle.", enum=list(bundles))
+    entity = _in_path("entity", "Id of the entity, or its name if only one has it.", minLength=1)
+
+    def operation(name: str, summary: str, good: dict[str, Any], model: str | None = None) -> dict[str, Any]:
+        errors = BARE_CHANGE_ERRORS if model is None else CHANGE_ERRORS
+        found: dict[str, Any] = {"operationId": name, "summary": summary, "security": [{ADMIN: []}]}
+        if model is not None:
+            found["requestBody"] = {"required": True, "content": {JSON: {"schema": _ref(model)}}}
+        return found | {"responses": good | _errors(errors, limits)}
+
+    changed = _good("Changed", "The change is made.")
+    one = "/v1/bundles/{bundle}"
+    paths: dict[str, Any] = {
+        f"{one}/entities": {"post": operation("add", "Put an entity in", {"201": changed}, "NewEntity")},
+        f"{one}/entities/{{entity}}": {
+            "parameters": [bundle, entity],
+            "patch": operation("update", "Change an entity", {"200": changed}, "ChangedEntity"),
+            "delete": operation("remove", "Take an entity out, with its known triples", {"200": changed}),
+        },
+    }
+    if reloads:
+        good = {"200": _good("Bundle", "The bundle as it was opened.")}
+        reload = operation("reload", "Open the bundle afresh from where it lies", good)
+        paths[f"{one}/reload"] = {"parameters": [bundle], "post": reload}
+    return paths
+
+
+def _in_path(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": description,
+        "schema": {"type": "string", **schema},
+    }
 
 
 COMPLETION_PARAMETERS: list[dict[str, Any]] = [

@@ -60,6 +60,23 @@ class ExplainQuestion(Shape):
     triples: int = DEFAULT_TRIPLES
 
 
+class NewEntity(Shape):
+    """An entity to put in, with its text, or with its vector as well."""
+
+    id: str
+    name: str
+    description: str = ""
+    vector: list[float] | None = None
+
+
+class ChangedEntity(Shape):
+    """What to change of an entity; what is left out, or null, stays."""
+
+    name: str | None = None
+    description: str | None = None
+    vector: list[float] | None = None
+
+
 class Models(NamedTuple):
     """The models of requests with the limits of one server."""
 
@@ -111,6 +128,40 @@ def request_models(limits: Limits) -> Models:
                 "asks": (Literal["tail", "head"], asks),
                 "is_text": is_text,
                 "triples": (triples, DEFAULT_TRIPLES),
+            },
+        ),
+    )
+
+
+class ChangeModels(NamedTuple):
+    """The models of requests that change a bundle, with the limits of one server."""
+
+    add: type[NewEntity]
+    update: type[ChangedEntity]
+
+
+def change_models(limits: Limits) -> ChangeModels:
+    """As `request_models`."""
+    text: Any = Annotated[str, Field(min_length=1, max_length=limits.max_text_characters)]
+    maybe_empty: Any = Annotated[str, Field(max_length=limits.max_text_characters)]
+    number: Any = Annotated[float, Field(allow_inf_nan=False)]
+    vector = (list[number] | None, Field(None, description="Of the bundle's width; by default the text is read."))
+    return ChangeModels(
+        _limited(
+            NewEntity,
+            {
+                "id": _field(text, "A new id.", "new_disease"),
+                "name": _field(text, "As people read it.", "new disease"),
+                "description": (maybe_empty, Field("", description="What the entity tower reads besides.")),
+                "vector": vector,
+            },
+        ),
+        _limited(
+            ChangedEntity,
+            {
+                "name": (text | None, Field(None, description="A new name.")),
+                "description": (maybe_empty | None, Field(None, description="A new description.")),
+                "vector": vector,
             },
         ),
     )

@@ -1,22 +1,28 @@
-"""One bundle behind the server: its Scorer, its two queues, and its completions."""
+"""One bundle behind the server: its Scorer, its queues, its changes and its completions."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
-from typing import Any, TypeAlias
+import logging
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias, TypeVar
 
 from pmd.serving.errors import QueryError, UnknownEntity, UnknownRelation
-from pmd.serving.rows import column
 from pmd.serving.scorer import Scorer
 from pmd.serving.server.batching import Batcher, Busy
 from pmd.serving.server.calls import Explain, Options, Question, Top, call
-from pmd.serving.server.completion import Completion
+from pmd.serving.server.changes import Change, Changer, Reload, Reopen, facts_of
+from pmd.serving.server.completion import LiveCompletion
 from pmd.serving.server.limits import Limits
 from pmd.serving.server.metrics import Metrics
 from pmd.serving.server.refusals import CLIENT_GONE, Refusal, unusable
 
+logger = logging.getLogger(__name__)
+Asked = TypeVar("Asked", bound=Hashable)
+Part = TypeVar("Part")
+
+RELOADS_AHEAD = 2  # one that runs, and one that sees what changed since it began
 QUESTIONS_AT_ONCE = 8  # of one call: more together cost less each, and make the last of them wait longer
 
 Gone: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
@@ -30,8 +36,19 @@ class ServedBundle:
     nearest names takes a hundred times as long as an answer.
     """
 
-    def __init__(self, name: str, scorer: Scorer, limits: Limits, metrics: Metrics, threads: int) -> None:
-        """name: as it stands in addresses. threads: calls of the Scorer at once, for questions."""
+    def __init__(
+        self,
+        name: str,
+        scorer: Scorer,
+        limits: Limits,
+        metrics: Metrics,
+        threads: int,
+        reopen: Reopen | None = None,
+    ) -> None:
+        """name: as it stands in addresses. threads: calls of the Scorer at once, for questions.
+
+        reopen: what opens the bundle afresh, if anything may.
+        """
         self.name, self.scorer = name, scorer
         self._seconds = limits.timeout_seconds
 
@@ -39,19 +56,31 @@ class ServedBundle:
             metrics.questions.labels(name).inc(questions)
             metrics.batch_questions.labels(name).observe(questions)
 
-        queue = partial(Batcher[Options, Question, Any], partial(call, scorer), max_waiting=limits.max_waiting)
-        self._answers = queue(
-            max_questions=min(limits.max_batch, QUESTIONS_AT_ONCE), threads=threads, on_batch=count_batch
+        self._answers = Batcher(
+            self._call,
+            max_questions=min(limits.max_batch, QUESTIONS_AT_ONCE),
+            max_waiting=limits.max_waiting,
+            threads=threads,
+            on_batch=count_batch,
         )
-        self._aside = queue(max_questions=1, on_batch=metrics.questions.labels(name).inc)
-        self._completion: Completion | None = None
-        metrics.watch_waiting(name, lambda: self._answers.waiting + self._aside.waiting)
+        self._aside = Batcher(
+            self._call,
+            max_questions=1,
+            max_waiting=limits.max_waiting,
+            on_batch=metrics.questions.labels(name).inc,
+        )
+        self._changer = Changer(self, reopen, limits, metrics)
+        self._reloads: set[asyncio.Future[list[Any]]] = set()
+        self._completion: LiveCompletion | None = None
+        queues = (self._answers, self._aside, self._changer.queue)
+        metrics.watch_waiting(name, lambda: sum(queue.waiting for queue in queues))
+        metrics.watch_entities(name, lambda: self.scorer.num_entities)
 
     def about(self) -> dict[str, Any]:
         """What the bundle says of itself, JSON-ready."""
         manifest = self.scorer.bundle.manifest
         facts = {key: manifest[key] for key in ("dataset", "method", "grade", "precision", "encoder")}
-        sizes = {"entities": self.scorer.num_entities, "relations": self.scorer.num_relations}
+        sizes = {"relations": self.scorer.num_relations, **facts_of(self.scorer)}
         return {"name": self.name, **facts, **sizes, "reranks": manifest["rerank"] is not None} | {
             "metrics": manifest["metrics"]
         }
@@ -74,16 +103,44 @@ class ServedBundle:
             await self._wait(self._aside, options, [questions[place]], gone, place if len(questions) > 1 else None)
         return await self._wait(self._answers, options, questions, gone)
 
+    async def change(self, change: Change, gone: Gone) -> dict[str, Any]:
+        """What became of a change: the entity's id and `facts_of` the bundle; after a reload, `about`.
+
+        A change that waits is not made if its client leaves or runs out of time first; one that was begun is made.
+        Raises Refusal: 404, 409, 422, 429, 503, 504.
+        """
+        (answer,) = await self._wait(self._changer.queue, change, [None], gone)
+        return self.about() if answer is None else answer
+
+    def reload_soon(self) -> None:
+        """Queue a reload for which nobody waits; the log says if it failed. Used from the event loop."""
+        if len(self._reloads) == RELOADS_AHEAD:
+            return
+        with suppress(Busy):
+            future = self._changer.queue.submit(Reload(), [None])
+            self._reloads.add(future)
+            future.add_done_callback(self._log_failure)
+
     def close(self) -> None:
         """Wait for running calls and let the threads go."""
         self._answers.close()
         self._aside.close()
+        self._changer.close()
+
+    def _call(self, options: Options, questions: Sequence[Question]) -> list[Any]:
+        return call(self.scorer, options, questions)  # the one of now, which a reload may have put there
 
     def _complete(self, query: str, limit: int) -> list[tuple[str, str]]:
-        if self._completion is None:  # built on first use: nobody may ever type
-            rows = self.scorer.bundle.tables.entities
-            self._completion = Completion(column(rows, 0), column(rows, 1))
-        return self._completion.find(query, limit)
+        state, found = self.scorer.snapshot, self._completion
+        if found is None or found.state is not state:  # built on first use: nobody may ever type
+            found = self._completion = LiveCompletion(state, found)
+        return found.find(query, limit)
+
+    def _log_failure(self, future: asyncio.Future[list[Any]]) -> None:
+        self._reloads.discard(future)
+        error = None if future.cancelled() else future.result()[0]
+        if isinstance(error, Exception) and not isinstance(error, Refusal):  # a Refusal was logged where it arose
+            logger.error("bundle %s is served as it was", self.name, exc_info=error)
 
     def _first_of_nobody(self, options: Options, questions: Sequence[Question]) -> int | None:
         """The first question with a key that names no entity; None if there is none."""
@@ -96,9 +153,9 @@ class ServedBundle:
 
     async def _wait(
         self,
-        queue: Batcher[Options, Question, Any],
-        options: Options,
-        questions: Sequence[Question],
+        queue: Batcher[Asked, Part, Any],
+        options: Asked,
+        questions: Sequence[Part],
         gone: Gone,
         place: int | None = None,
     ) -> list[Any]:

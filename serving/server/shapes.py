@@ -67,8 +67,28 @@ class Explained(Shape):
     explanation: Explanation
 
 
+class Changes(Shape):
+    """Entities added, removed and updated since the bundle was exported."""
+
+    added: int
+    removed: int
+    updated: int
+
+
+class Changed(Shape):
+    """That a change was made: the entity's id, and what the bundle has now.
+
+    Kept: whether changes outlive the process, in a journal.
+    """
+
+    entity: str
+    entities: int
+    changes: Changes
+    kept: bool
+
+
 class Bundle(Shape):
-    """What a bundle says of itself; metrics are null where they were not measured."""
+    """What a bundle says of itself; metrics are null where they were not measured, kept is as in Changed."""
 
     name: str
     dataset: str
@@ -78,6 +98,8 @@ class Bundle(Shape):
     encoder: str
     entities: int
     relations: int
+    changes: Changes
+    kept: bool
     reranks: bool
     metrics: dict[str, Any]
 
