@@ -1,4 +1,4 @@
-"""`kill -9` of `Scorer.save` and of a process that changes a graph: at random moments, and at each call of saving."""
+"""`kill -9` of `Scorer.save` and of a process that changes a graph: at random, and at each call of saving."""
 
 from __future__ import annotations
 
