@@ -10,6 +10,7 @@ Importing this package does not load onnxruntime; loading a bundle does.
 from pmd.serving.errors import (
     BundleError,
     MissingExtra,
+    PlatformError,
     PmdError,
     ProviderError,
     QueryError,
@@ -22,6 +23,7 @@ from pmd.serving.scorer import Prediction, Scorer
 __all__ = [
     "BundleError",
     "MissingExtra",
+    "PlatformError",
     "PmdError",
     "Prediction",
     "ProviderError",

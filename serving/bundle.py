@@ -21,6 +21,7 @@ from pmd.serving.errors import BundleError
 from pmd.serving.known import KnownAnswers
 from pmd.serving.manifest import Manifest, check_manifest, parse_manifest, templates_of
 from pmd.serving.neighbours import NeighbourGraph
+from pmd.serving.platforms import check_platform
 from pmd.serving.rows import EntityRow, RelationRow, TextRows, format_rows
 from pmd.serving.storage import sha256_of, write_atomic
 from pmd.serving.tables import Tables
@@ -60,7 +61,9 @@ class Bundle:
         """Read a folder or zip. File sizes are always checked, with `verify` every sha256 as well.
 
         Raises BundleError, in one line, if anything is missing, damaged, unsafe or does not fit together.
+        Raises PlatformError on a big-endian or 32-bit machine.
         """
+        check_platform()
         path = Path(path)
         source = _source(path)
         if source.size(MANIFEST) is None:
@@ -117,6 +120,7 @@ class Bundle:
 
 def write_tables(folder: Path, tables: Tables) -> None:
     """Write the graph's six files into `folder` (five for float32 vectors). Raises BundleError for bad tables."""
+    check_platform()
     tables.check(str(folder))
     (folder / ENTITIES).write_bytes(format_rows(tables.entities, ENTITIES))
     (folder / RELATIONS).write_bytes(format_rows(tables.relations, RELATIONS))

@@ -2,6 +2,7 @@
 
 PmdError                  base of every error of this toolkit; `exit_code` is what a command ends with
 ├── MissingExtra          an optional package is absent; the message is the pip command that brings it
+├── PlatformError         this processor or Python cannot read bundles: big-endian, or 32 bits
 └── ServingError
     ├── BundleError       folder or zip incomplete, damaged, of an unknown schema, or not what it claims
     ├── ProviderError     the asked execution provider is absent or refused the model
@@ -23,6 +24,10 @@ class PmdError(Exception):
 
 class MissingExtra(PmdError):
     """A package of an optional extra is not installed."""
+
+
+class PlatformError(PmdError):
+    """This processor or Python cannot read bundles: it is big-endian, or of 32 bits."""
 
 
 class ServingError(PmdError):
