@@ -26,7 +26,7 @@ import numpy as np
 from pmd.serving.errors import BundleError, ServingError
 from pmd.serving.ranking import FloatArray
 from pmd.serving.rows import EntityRow
-from pmd.serving.storage import StorageError, create_atomic, explained
+from pmd.serving.storage import StorageError, create_atomic, explained, words_of
 
 try:
     import fcntl
@@ -157,8 +157,8 @@ class Journal:
             with suppress(OSError):
                 self._mend()
             if isinstance(error, OSError):
-                told = error.strerror or error
-                raise JournalError(f"{self.path} cannot be written, the change was not made: {told}") from error
+                told = f"{self.path} cannot be written, the change was not made: {words_of(error)}"
+                raise JournalError(told) from error
             raise
         self._end, self.changes, self._torn = self._end + len(line), self.changes + 1, False
 

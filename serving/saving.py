@@ -43,9 +43,9 @@ def save_bundle(
 def _fill(folder: Path, bundle: Bundle, tables: Tables, changes: Changes, journal: dict[str, Any] | None) -> None:
     for name in bundle.files():
         if name not in TABLE_FILES:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(bundle.read_verified(name))
+            for place in reversed(Path(name).parents[:-1]):
+                (folder / place).mkdir(exist_ok=True)  # not `folder` itself: if that was removed, files are missing
+            (folder / name).write_bytes(bundle.read_verified(name))
     write_tables(folder, tables)
     facts = {key: value for key, value in bundle.manifest.items() if key not in ("files", "journal")}
     if any(changes):

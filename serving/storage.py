@@ -106,7 +106,8 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         if os.path.lexists(path) and not replace:
             raise StorageError(f"{path} exists already; choose another folder or remove it first")
         partial.mkdir()
-        yield partial
+        with _staying(partial):
+            yield partial
         for place in [*partial.rglob("*"), partial]:
             if place.is_dir():
                 _sync_folder(place)
@@ -139,8 +140,12 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if not _is_of_writing(error, path):
             raise
-        cure = CURES.get(error.errno, ELSEWHERE)
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}; {cure}") from error
+        raise StorageError(f"{path} cannot be written: {words_of(error)}") from error
+
+
+def words_of(error: OSError) -> str:
+    """What went wrong with writing, and what to do."""
+    return f"{error.strerror or error}; {CURES.get(error.errno, ELSEWHERE)}"
 
 
 def make_folders(folder: Path) -> None:
@@ -178,6 +183,21 @@ def _temporary(path: Path) -> Iterator[Path]:
         raise StorageError(str(error).replace(str(partial), str(path))) from error
     finally:
         _under_way.discard(partial)
+
+
+@contextmanager
+def _staying(folder: Path) -> Iterator[None]:
+    """Raise FileNotFoundError if a folder was removed meanwhile, even if its writer has made it anew without a word."""
+    if os.name == "nt":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)  # as long as it is open, no other folder gets its number
+    try:
+        yield
+        if not os.path.samestat(os.fstat(handle), folder.stat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+    finally:
+        os.close(handle)
 
 
 def _is_of_writing(error: OSError, path: Path) -> bool:

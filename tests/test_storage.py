@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,11 @@ def test_a_folder_removed_meanwhile_is_told_and_other_files_errors_stay(tmp_path
         with atomic_folder(tmp_path / "bundle") as partial:
             partial.rmdir()
             (partial / "file").touch()
+    with pytest.raises(StorageError, match=r"bundle cannot be written: No such file .* removed meanwhile"):
+        with atomic_folder(tmp_path / "bundle") as partial:
+            (partial / "first").touch()
+            shutil.rmtree(partial)
+            (partial / "inner").mkdir(parents=True)
     with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "a.json"):
         (tmp_path / "source").read_bytes()
     with pytest.raises(StorageError, match=r"nowhere/a.json cannot be written: No such file"):
