@@ -22,7 +22,7 @@ TRIPLES = b"".join(b"n%d\tnext\tn%d\n" % (number % 50, number % 49) for number i
 
 def kill_download(ground: Ground) -> Tally:
     """Kill it until the dataset is there; then fetch it again, over the old one or into an empty cache."""
-    _import_all()
+    import_datasets()
     tally, log, random = Tally(), ground.folder / "asked", ground.random
     with serving(TRIPLES, WAIT_SECONDS, log) as address:
         fetching = _Fetching(ground.folder, address)
@@ -116,7 +116,7 @@ def kill_convert(ground: Ground) -> Tally:
     """Into each layout in turn."""
     from tests.tiny_encoder import write_graph
 
-    _import_all()
+    import_datasets()
     source, logs = write_graph(ground.folder / "tiny"), ground.folder / "logs"
     wanted, lengths, random = {}, {}, ground.random
     for layout in LAYOUTS:
@@ -143,7 +143,7 @@ def kill_convert(ground: Ground) -> Tally:
     return tally
 
 
-def _import_all() -> None:
+def import_datasets() -> None:
     """Import here what each process would: they are to be killed in their work, not while they begin."""
     for name in ("cli", "convert", "fetch", "layouts", "columns", "rdf", "simkgc", "kgbert"):
         importlib.import_module(f"pmd.datasets.{name}")
