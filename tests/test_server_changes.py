@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -257,6 +260,37 @@ def test_changes_wait_for_each_other_not_questions_for_them(folder, monkeypatch)
         assert not adding.done() and not removing.done()
         gate.set()
         assert (adding.result().status_code, removing.result().status_code) == (201, 200)
+
+
+def test_what_was_replaced_is_let_go_at_once(folder):
+    """Not when cycles are collected: until then all that a bundle maps would stay, once for each reload."""
+    bundle = Bundle(folder)
+    gone = []
+    gc.collect()
+    gc.disable()
+    try:
+        with bundle.client() as client:
+            for path, body in (
+                ("tails", QUESTION | {"head": "asprin"}),
+                ("explain", QUESTION | {"tail": "nobody"}),
+                ("entities", ENTITY | {"id": "pain"}),
+                ("entities", ENTITY),
+                ("tails", QUESTION),
+            ):
+                client.post(f"{ONE}/{path}", json=body)
+                names(client, "a")
+                client.request("DELETE", f"{ONE}/entities/nobody")
+                gone.append(weakref.ref(bundle.opened.pop()))
+                manifest = (folder / "manifest.json").rename(folder / "away")
+                assert client.post(f"{ONE}/reload").status_code == 409
+                manifest.rename(folder / "manifest.json")
+                assert client.post(f"{ONE}/reload").status_code == 200
+            last = time.monotonic() + PATIENCE
+            while any(scorer() is not None for scorer in gone):  # a thread may still be leaving its last call
+                assert time.monotonic() < last
+                client.get("/health")
+    finally:
+        gc.enable()
 
 
 def test_completions_follow_changes(tiny_scorer):

@@ -16,6 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar, cast
 
+from pmd.serving.errors import PmdError
+from pmd.serving.server.refusals import Refusal
+
 Options = TypeVar("Options", bound=Hashable)
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -125,13 +128,26 @@ class Batcher(Generic[Options, Question, Answer]):
             return list(self._call(options, questions))
         except Exception as error:
             if len(questions) == 1:
-                return [error]
+                return [_bare(error)]
         half = len(questions) // 2
         return self._answers(options, questions[:half]) + self._answers(options, questions[half:])
 
     def _measured(self, seconds: float) -> None:
         mean = self._request_seconds or seconds
         self._request_seconds = mean + SMOOTHING * (seconds - mean)
+
+
+def _bare(error: Exception) -> Exception:
+    """A mistake of the client's without the frames it went through.
+
+    The thread's frame holds the answers, and so the error itself: what the frames hold, as a Scorer that was
+    replaced, would stay in memory until the cycle is collected.
+    """
+    link: BaseException | None = error if isinstance(error, PmdError | Refusal) else None
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _deliver(batch: list[_Waiting[Options, Question, Answer]], answers: list[Answer | Exception]) -> None:

@@ -62,7 +62,9 @@ class Served(Protocol):
 
     name: str
     scorer: Scorer
-    """The one that questions are put to from now on; those that run go on with the one they began with."""
+
+    def replace(self, scorer: Scorer) -> None:
+        """Put questions to another Scorer from now on."""
 
 
 class Changer:
@@ -128,7 +130,8 @@ class Changer:
             logger.error("bundle %s is served as it was: %s", served.name, error)
             told = f"the bundle did not load, and is served as it was: {self._told(error)}"
             raise Refusal(409, "reload_failed", told) from error
-        served.scorer = self._opened = new
+        self._opened = new
+        served.replace(new)
         old.close()
         reloads.labels(served.name, "done").inc()
 

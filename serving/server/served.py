@@ -121,6 +121,11 @@ class ServedBundle:
             self._reloads.add(future)
             future.add_done_callback(self._log_failure)
 
+    def replace(self, scorer: Scorer) -> None:
+        """Put questions to another Scorer from now on; those that run go on with the one they began with."""
+        self.scorer = scorer
+        self._completion = None
+
     def close(self) -> None:
         """Wait for running calls and let the threads go."""
         self._answers.close()
@@ -171,7 +176,10 @@ class ServedBundle:
                 # Where the bundle lies is nothing to a client.
                 raise unusable(which + str(answer).replace(str(self.scorer.bundle.path), f"bundle {self.name}"))
             if isinstance(answer, Exception):
-                raise answer
+                try:
+                    raise answer
+                finally:  # else it holds itself, by its traceback, and with itself a Scorer that was replaced
+                    del answer, answers
         return answers
 
 
