@@ -8,7 +8,7 @@ from typing import Any
 from pmd.serving.archive import pack
 from pmd.serving.bundle import TABLE_FILES, Bundle, seal, write_tables
 from pmd.serving.snapshot import Changes
-from pmd.serving.storage import StorageError, atomic_file, atomic_folder, scratch_folder
+from pmd.serving.storage import StorageError, atomic_file, atomic_folder, scratch_folder, staying
 from pmd.serving.tables import Tables
 
 
@@ -33,9 +33,9 @@ def save_bundle(
         return path
     if path.is_dir() or (path.exists() and not replace):
         raise StorageError(f"{path} exists already; choose another name or remove it first")
-    with scratch_folder(path) as folder:
+    with scratch_folder(path) as folder, staying(folder):
         _fill(folder, bundle, tables, changes, journal)
-        with atomic_file(path) as target:
+        with atomic_file(path) as target, staying(folder):  # a folder that is gone would make an empty zip
             pack(folder, target)
     return path
 

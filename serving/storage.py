@@ -106,7 +106,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         if os.path.lexists(path) and not replace:
             raise StorageError(f"{path} exists already; choose another folder or remove it first")
         partial.mkdir()
-        with _staying(partial):
+        with staying(partial):
             yield partial
         for place in [*partial.rglob("*"), partial]:
             if place.is_dir():
@@ -126,6 +126,23 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     with _temporary(path) as partial:
         partial.mkdir()
         yield partial
+
+
+@contextmanager
+def staying(folder: Path) -> Iterator[None]:
+    """Raise FileNotFoundError if a folder is removed meanwhile, even if it was made anew by what writes into it."""
+    if os.name == "nt":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)  # as long as it is open, no other folder gets its number
+    try:
+        yield
+        _check_same(handle, folder)
+    except Exception as error:  # of a writer or reader that missed its files
+        _check_same(handle, folder, error)
+        raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -185,19 +202,9 @@ def _temporary(path: Path) -> Iterator[Path]:
         _under_way.discard(partial)
 
 
-@contextmanager
-def _staying(folder: Path) -> Iterator[None]:
-    """Raise FileNotFoundError if a folder was removed meanwhile, even if its writer has made it anew without a word."""
-    if os.name == "nt":
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)  # as long as it is open, no other folder gets its number
-    try:
-        yield
-        if not os.path.samestat(os.fstat(handle), folder.stat()):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
-    finally:
-        os.close(handle)
+def _check_same(handle: int, folder: Path, cause: Exception | None = None) -> None:
+    if not folder.is_dir() or not os.path.samestat(os.fstat(handle), folder.stat()):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder)) from cause
 
 
 def _is_of_writing(error: OSError, path: Path) -> bool:

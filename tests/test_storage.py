@@ -22,6 +22,7 @@ from pmd.serving.storage import (
     create_atomic,
     scratch_folder,
     sha256_of,
+    staying,
     write_atomic,
 )
 
@@ -190,6 +191,13 @@ def test_a_folder_removed_meanwhile_is_told_and_other_files_errors_stay(tmp_path
             (partial / "first").touch()
             shutil.rmtree(partial)
             (partial / "inner").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"a.zip cannot be written: No such file .* removed meanwhile"):
+        with scratch_folder(tmp_path / "a.zip") as scratch, atomic_file(tmp_path / "a.zip") as partial:
+            with staying(scratch):
+                partial.touch()
+                scratch.rmdir()
+                raise ValueError("there is nothing to pack")
+    assert names(tmp_path) == []
     with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "a.json"):
         (tmp_path / "source").read_bytes()
     with pytest.raises(StorageError, match=r"nowhere/a.json cannot be written: No such file"):
