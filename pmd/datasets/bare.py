@@ -42,7 +42,7 @@ def read(path: Path, *, skip_unknown: bool = False) -> Material:
 def write(graph: KnowledgeGraph, folder: Path, *, drop_texts: bool = False) -> None:
     """Write train.tsv, valid.tsv and test.tsv into an existing folder.
 
-    Raises DatasetError if texts would be lost (more than ids say, or entities without triples), unless
+    Raises DatasetError if texts would be lost (more than ids say, or ids without triples), unless
     `drop_texts`.
     """
     refuse_control_characters(graph, "bare")
@@ -62,4 +62,7 @@ def _lost(graph: KnowledgeGraph) -> str:
     used = {int(number) for split in SPLIT_NAMES for number in graph.split(split)[:, ::2].ravel()}
     if len(used) < graph.num_entities:
         return f"{graph.name} has {graph.num_entities - len(used):,} entities without a triple"
+    joined = {int(number) for split in SPLIT_NAMES for number in graph.split(split)[:, 1]}
+    if len(joined) < graph.num_relations:
+        return f"{graph.name} has {graph.num_relations - len(joined):,} relations without a triple"
     return ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pmd.datasets.plain_yaml import parse_yaml
 from pmd.errors import DatasetError
 from pmd.serving.extras import require
 
@@ -53,15 +54,12 @@ class Entry:
 def load_catalogue(path: Path | None = None) -> dict[str, Entry]:
     """The datasets of the package's catalogue, or of a file. Raises DatasetError naming what is wrong in it."""
     require("data", "yaml")
-    import yaml
-
     shipped = resources.files("pmd.datasets").joinpath("catalogue.yaml")
-    text = (path or shipped).read_text(encoding="utf-8")
     where = str(path or "catalogue.yaml")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DatasetError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+        value = parse_yaml((path or shipped).read_text(encoding="utf-8"))
+    except ValueError as error:  # of the text's encoding, too
+        raise DatasetError(f"{where} is not YAML: {error}") from error
     if not isinstance(value, dict) or value.get("schema") != SCHEMA or not isinstance(value.get("datasets"), dict):
         raise DatasetError(f"{where} is not a catalogue; it needs schema: {SCHEMA} and datasets")
     return {str(name): _entry(f"{where}: {name}", str(name), facts) for name, facts in value["datasets"].items()}

@@ -60,6 +60,7 @@ def read_frame(path: Path, headings: Headings, needed: int) -> Frame:
         table = table.slice(1)
     try:
         columns = {role: pc.cast(table.column(place), pa.string()) for role, place in roles.items()}
+        pa.table(columns).validate(full=True)  # Parquet says of bytes that they are UTF-8; nobody looked
     except pa.ArrowException as error:
         raise DatasetError(f"{path}: a column cannot be read as text ({_first_line(error)})") from error
     frame = Frame(path, pa.table(columns), int(headed))
@@ -90,9 +91,9 @@ def _by_order(path: Path, names: Sequence[str], headings: Headings, needed: int)
 def _parquet(path: Path) -> tuple[pa.Table, list[str]]:
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        return table, table.column_names
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is not UTF-8
         raise DatasetError(f"{path}: not a Parquet file, or cut short ({_first_line(error)})") from error
-    return table, table.column_names
 
 
 def _csv(path: Path) -> tuple[pa.Table, list[str]]:

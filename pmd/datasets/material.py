@@ -9,6 +9,7 @@ from pmd.errors import DatasetError
 from pmd.graph import KnowledgeGraph, empty_triples
 from pmd.serving.known import SPLIT_NAMES, IntArray
 
+SHOWN = 80  # characters of an id in a message
 WHOLE = "all"  # the key of triples that their source does not split
 
 
@@ -52,9 +53,7 @@ class TableBuilder:
         row = self.table.ids.index(key)
         same = (self.table.names[row], self.table.descriptions[row]) == (name, description)
         texts = "the same texts" if same else "other texts"
-        return (
-            f"id {key!r} stands here a second time, with {texts} (first at {self._place(first)}); keep one of them"
-        )
+        return f"id {key[:SHOWN]!r} stands here a second time, with {texts} (first at {self._place(first)}); keep one of them"
 
 
 @dataclass(frozen=True)

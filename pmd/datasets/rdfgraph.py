@@ -16,12 +16,14 @@ from rdflib.plugins.parsers.ntriples import W3CNTriplesParser
 from rdflib.store import Store
 
 from pmd.datasets.lines import lines, read_text, suffix_of
-from pmd.datasets.material import Table, in_words
+from pmd.datasets.material import Table, TableBuilder, in_words
 from pmd.errors import DatasetError
 from pmd.serving.known import IntArray
 
 LABELS = (RDFS.label,)
 DESCRIPTIONS = (SDO.description, URIRef("http://schema.org/description"), RDFS.comment)
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
+"""What rdflib's parsers raise, beside errors of their own, where a file ends within a statement and the like."""
 PROPERTIES = {RDF.Property, OWL.ObjectProperty, OWL.DatatypeProperty, OWL.AnnotationProperty}
 
 
@@ -75,11 +77,11 @@ class Statements:
         return splits
 
     def entities(self) -> Table:
-        """Entities: all that a link joins, and what has texts without being a relation."""
+        """Entities: all that a link joins, and what has texts without being a relation. Raises DatasetError."""
         return self._table(self._entity_iris())
 
     def relations(self) -> Table:
-        """Relations: all predicates of links, and what is declared to be one."""
+        """Relations: all predicates of links, and what is declared to be one. Raises DatasetError."""
         return self._table(list(self._predicates))
 
     def _entity_iris(self) -> list[str]:
@@ -87,11 +89,18 @@ class Statements:
 
     def _table(self, iris: list[str]) -> Table:
         names, descriptions = self._texts["name"], self._texts["description"]
-        return Table(
-            [self._identifier(iri) for iri in iris],
-            [names[iri][1] if iri in names else self._last_part(iri) for iri in iris],
-            [descriptions[iri][1] if iri in descriptions else "" for iri in iris],
-        )
+        builder = TableBuilder(lambda number: f"{self._file.parent}: IRI {iris[number][:80]!r}")
+        for number, iri in enumerate(iris):
+            name = names[iri][1] if iri in names else self._last_part(iri)
+            row = self._identifier(iri), name, descriptions[iri][1] if iri in descriptions else ""
+            try:
+                "".join(row).encode()
+            except UnicodeEncodeError as error:
+                raise DatasetError(
+                    f"{self._file.parent}: IRI {iri[:80]!r} or a text of it has half a surrogate pair; mend the escape"
+                ) from error
+            builder.add(number, *row)
+        return builder.table
 
     def _last_part(self, iri: str) -> str:
         """The name of an IRI without a label: what follows the last #, / or :, as words."""
@@ -113,7 +122,7 @@ class Statements:
     def _link(self, subject: str, predicate: str, value: str) -> None:
         if self._split is None:
             raise DatasetError(
-                f"{self._file}: links {subject} to {value}, but stands beside a train file and so may hold texts "
+                f"{self._file}: links {subject[:80]!r} to {value[:80]!r}, but stands beside a train file and so may hold texts "
                 f"alone; move its links into train"
             )
         self._linked.update((subject, value))
@@ -126,7 +135,7 @@ class Statements:
             parser.line = line
             try:
                 parser.parseline()
-            except (ParserError, ValueError) as error:
+            except (ParserError, *MALFORMED) as error:
                 raise DatasetError(
                     f"{path}:{number}: not N-Triples ({_short(error)}); mend or drop the line"
                 ) from error
@@ -139,6 +148,8 @@ class Statements:
         except BadSyntax as error:
             line = min(error.lines + 1, max(text.count("\n"), 1))  # at the end of a file rdflib counts on
             raise DatasetError(f"{path}:{line}: not Turtle ({_short(error)}); mend the file") from error
+        except MALFORMED as error:
+            raise DatasetError(f"{path}: not Turtle ({_short(error)}); mend the file") from error
 
 
 class _Passing(Store):

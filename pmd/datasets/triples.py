@@ -18,6 +18,7 @@ from pmd.datasets.lines import lines
 from pmd.errors import DatasetError
 from pmd.serving.known import IntArray
 
+SHOWN = 80  # characters of an id in a message
 BULK_BYTES = 4 << 20  # below this, importing pyarrow takes longer than reading
 
 
@@ -99,10 +100,10 @@ def unknown_id(
     for value in (head, tail):
         if vocabulary.entities is not None and value not in entities:
             return DatasetError(
-                f"{where}: {value!r} is not in {vocabulary.entity_file}; add it there or drop the triple"
+                f"{where}: {value[:SHOWN]!r} is not in {vocabulary.entity_file}; add it there or drop the triple"
             )
     return DatasetError(
-        f"{where}: {relation!r} is not in {vocabulary.relation_file}; add it there or drop the triple"
+        f"{where}: {relation[:SHOWN]!r} is not in {vocabulary.relation_file}; add it there or drop the triple"
     )
 
 
