@@ -85,7 +85,7 @@ def measured(rows: Iterable[Row]) -> list[Row]:
 
 def mrr_of(row: Row) -> Any:
     """MRR of a row's bundle, None where it was not measured."""
-    return row["metrics"]["mrr"] if row["metrics"] else None
+    return row["metrics"].get("mrr") if row["metrics"] else None
 
 
 def label_of(row: Row) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from typing import Any, TypeAlias
@@ -18,8 +18,9 @@ FOLDER, NAME = "facts", "report.schema.json"
 
 
 def finite(value: Any) -> bool:
-    """Whether this is a number to reckon with; JSON can write 1e999, which is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether this is a number to reckon with; JSON can write 1e999 and whole numbers of any length."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 TYPES: dict[str, Callable[[Any], bool]] = {
