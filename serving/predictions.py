@@ -22,6 +22,7 @@ from pmd.serving.storage import atomic_file
 from pmd.serving.vectors import top_k
 
 SCHEMA = "pmd-predictions/1"
+MOST_COUNTED = 2**53
 
 
 class PredictionsError(PmdError):
@@ -123,12 +124,12 @@ def read_ranks(path: Path) -> RankFile:
                 raise PredictionsError(
                     f"{path} is not a file of predictions: its first line has no schema {SCHEMA!r}"
                 )
+            entities, lines = _whole(about, "entities", least=1), _whole(about, "lines", least=1)
             for line in file:
                 record = json.loads(line)
                 triples.append(tuple(str(record[key]) for key in ("side", "head", "relation", "tail")))
-                counts.append([int(record[name]) for name in COUNTS])
-        entities, lines = int(about["entities"]), int(about["lines"])
-    except (ValueError, KeyError, TypeError) as error:
+                counts.append(_counts(record, entities))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         where = f":{len(counts) + 2}" if counts or triples else ""
         raise PredictionsError(f"{path}{where}: not a line of predictions ({error})") from error
     except OSError as error:
@@ -139,3 +140,22 @@ def read_ranks(path: Path) -> RankFile:
         )
     ranks = Ranks(np.array(counts, dtype=np.int64).reshape(-1, len(COUNTS)).T, entities)
     return RankFile(about, tuple(triples), ranks)  # type: ignore[arg-type]  # four strings each, by construction
+
+
+def _counts(record: dict[str, Any], entities: int) -> list[int]:
+    """The counts of one line, in the order of COUNTS. Raises ValueError if no ranking could have given them."""
+    counts = {name: _whole(record, name) for name in COUNTS}
+    others = entities - 1
+    known = counts["known_above"] + counts["known_level"]
+    if counts["above"] + counts["level"] > others or not known <= counts["known"] <= others:
+        raise ValueError(f"more entities are counted than the {others} others")
+    if counts["known_above"] > counts["above"] or counts["known_level"] > counts["level"]:
+        raise ValueError("more known answers are counted than entities")
+    return list(counts.values())
+
+
+def _whole(record: dict[str, Any], name: str, *, least: int = 0) -> int:
+    value = record[name]
+    if type(value) is not int or not least <= value <= MOST_COUNTED:
+        raise ValueError(f"{name} must be a whole number from {least}, found {str(value)[:60]!r}")
+    return value
