@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from pmd.serving.asked import shown
 from pmd.serving.errors import QueryError, ServingError
 from pmd.serving.rows import column
 
@@ -83,11 +84,15 @@ class Lookup:
         named = self._named(key)
         return named[0] if len(named) == 1 else None
 
+    def checked(self, key: str) -> str:
+        """`key` itself. Raises QueryError if it is no text."""
+        if not isinstance(key, str):
+            raise QueryError(f"{self._plural} are given by id or name, got {type(key).__name__} {shown(key)}")
+        return key
+
     def find(self, key: str) -> int:
         """As `match`; raises the unknown error, which names the bearers of the name or the nearest ids."""
-        if not isinstance(key, str):
-            raise QueryError(f"{self._plural} are given by id or name, got {type(key).__name__} {str(key)[:60]!r}")
-        index = self.match(key)
+        index = self.match(self.checked(key))
         if index is not None:
             return index
         shown = key if len(key) <= KEY_CHARACTERS else key[:KEY_CHARACTERS] + "…"

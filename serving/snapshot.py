@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pmd.serving.asked import shown
 from pmd.serving.errors import QueryError, UnknownEntity, UnknownRelation
 from pmd.serving.known import IntArray
 from pmd.serving.lookup import Lookup
@@ -195,7 +196,7 @@ def _merged(base: VectorTable, fresh: Fresh) -> VectorTable:
 def checked_text(text: str) -> str:
     """`text` itself. Raises QueryError if there is nothing in it, or half a character."""
     if not isinstance(text, str) or not text.strip():
-        raise QueryError(f"the text of an entity is empty or no text at all: {str(text)[:60]!r}")
+        raise QueryError(f"the text of an entity is empty or no text at all: {shown(text)}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
