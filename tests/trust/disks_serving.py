@@ -118,7 +118,7 @@ def full_disk_datasets(ground: Ground) -> Tally:
 
     import_datasets()
     source = write_graph(ground.folder / "tiny")
-    catalogue = _catalogue(ground.folder, source / "train.tsv")
+    catalogue = catalogue_of(ground.folder, source / "train.tsv")
     tally, random_ = Tally(), ground.random
     with small_disk(ground.folder / "disk", DISK_BYTES) as disk:
         for number in range(ground.count):
@@ -221,7 +221,8 @@ def _clear(disk: Disk) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _catalogue(folder: Path, file: Path) -> Path:
+def catalogue_of(folder: Path, file: Path) -> Path:
+    """Write a catalogue with one dataset, `one`, of one local file without a known hash."""
     source = {"address": file.as_uri(), "sha256": None, "save_as": "train.tsv"}
     about = {"about": "one file", "licence": "CC0", "files": [source]}
     path = folder / "catalogue.json"
