@@ -13,6 +13,7 @@ import click
 from pmd.export.errors import ParityError, TargetError
 from pmd.export.making import MEASURES, NOTES, PRECISIONS, VECTOR_TYPES, Making, ways
 from pmd.serving.command import HELP, Command, emit, show_progress
+from pmd.serving.exhausted import memory_advice
 from pmd.serving.extras import require
 from pmd.serving.storage import folder_bytes
 
@@ -92,6 +93,7 @@ Examples:
 )
 @click.option("--force", is_flag=True, help="Replace bundles that exist.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@memory_advice("free memory, or export one grade in one precision at a time; what is made already stays")
 def main(
     grade: int | None,
     every: bool,

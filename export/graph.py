@@ -27,6 +27,7 @@ from pmd.export.width import Narrowing
 from pmd.families import token_types
 from pmd.grade import rebuilt_tower
 from pmd.model import unit_length
+from pmd.serving.exhausted import ran_out_of_memory
 
 OPSET = 17  # the first with LayerNormalization, and read by every onnxruntime since 1.13
 IR_VERSION = 8  # the file format of opset 17
@@ -92,6 +93,8 @@ def trace(tower: PreTrainedModel, narrowing: Narrowing | None = None) -> onnx.Mo
         try:
             _trace_to(path, module, (ids, mask, types))
         except (RuntimeError, TypeError, ValueError) as error:
+            if ran_out_of_memory(error):
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ExportError(f"torch cannot export a {tower.config.model_type} tower: {reason}") from error
         return onnx.load(path)

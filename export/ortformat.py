@@ -20,6 +20,7 @@ from pmd.export.quiet import own_logging
 from pmd.serving.bundle import MODEL, TOKENIZER
 from pmd.serving.encoder import CPU_PROVIDER, OUTPUT, SLOW_FUSIONS, open_session
 from pmd.serving.errors import BundleError
+from pmd.serving.exhausted import out_of_memory, ran_out_of_memory
 from pmd.serving.ranking import FloatArray
 from pmd.serving.storage import write_atomic
 from pmd.serving.tokenization import Text, TextTokenizer
@@ -76,6 +77,8 @@ def _convert(source: Path, target: Path) -> None:
             str(source), options, providers=[CPU_PROVIDER], disabled_optimizers=SLOW_FUSIONS
         )
     except Exception as error:  # onnxruntime's errors have no base class below Exception
+        if ran_out_of_memory(error):
+            raise out_of_memory(error) from error
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"onnxruntime cannot convert a graph to the .ort format: {reason}") from error
 

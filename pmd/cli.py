@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmd.deadline import Deadline
-from pmd.serving.command import EXIT_MISTAKE, EXIT_TIME_LIMIT, HELP, Command, emit, show_progress
+from pmd.serving.command import (
+    EXIT_MISTAKE,
+    EXIT_TIME_LIMIT,
+    HELP,
+    Command,
+    NumberRange,
+    emit,
+    show_progress,
+)
 from pmd.serving.errors import PmdError
+from pmd.serving.exhausted import OutOfMemory, memory_advice
 from pmd.serving.extras import require
 from pmd.trackers import TRACKERS, require_trackers
 
@@ -63,7 +72,7 @@ def _follows() -> bool:
 def _of_one_process(error: PmdError) -> bool:
     from pmd.workers import WorkerError
 
-    return isinstance(error, WorkerError)
+    return isinstance(error, WorkerError | OutOfMemory)
 
 
 def _numbers(kind: type) -> Any:
@@ -105,7 +114,7 @@ def _numbers(kind: type) -> Any:
 @click.option("--resume", is_flag=True, help="Go on with the run in the run folder.")
 @click.option(
     "--time-limit",
-    type=click.FloatRange(min=0),
+    type=NumberRange(min=0),
     metavar="SECONDS",
     help="Stop then, with all saved (exit code 75).",
 )
@@ -125,6 +134,9 @@ def _numbers(kind: type) -> Any:
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe, texts, steps and memory; train nothing.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@memory_advice(
+    "free memory and go on with --resume, or train anew with a smaller batch_size, chunk_tokens or encoder"
+)
 def main(
     recipe: str,
     out: Path | None,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pmd.model import BiEncoder, TowerOutput, encode_chunks, run_tower
 from pmd.packing import PackedTexts
+from pmd.serving.exhausted import ran_out_of_memory
 from pmd.serving.known import IntArray
 from pmd.serving.tokenization import TokenTable
 
@@ -44,7 +45,12 @@ class Teacher:
         numbers = sum(len(table) for table in tables.values()) * self.model.width * (1 + len(self.inner))
         if 4 * numbers > REMEMBERED_BYTES:
             return False
-        self._tables = {side: self._read(side, table) for side, table in tables.items()}
+        try:
+            self._tables = {side: self._read(side, table) for side, table in tables.items()}
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            return False
         return True
 
     def _read(self, side: str, table: TokenTable) -> Remembered:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from pmd.serving.errors import PmdError
+from pmd.serving.exhausted import out_of_memory, ran_out_of_memory
 
 EXIT_FAILURE, EXIT_MISTAKE, EXIT_TIME_LIMIT, EXIT_INTERRUPTED = 1, 2, 75, 130
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -49,6 +50,17 @@ class Group(click.Group):
         leave(lambda: super(Group, self).main(args, prog_name, **extra), prog_name or self.name)
 
 
+class NumberRange(click.FloatRange):
+    """As click's, but for NaN, which click finds in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; fails as click's types do."""
+        number = float(super().convert(value, param, ctx))
+        if number != number:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
 def leave(run: Callable[[], Any], name: str | None) -> NoReturn:
     """Leave the process with the exit code of `run`, or with one `error:` line and the code of its mistake."""
     try:
@@ -65,6 +77,10 @@ def leave(run: Callable[[], Any], name: str | None) -> NoReturn:
             sys.exit(EXIT_FAILURE)
         where = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{where}", EXIT_MISTAKE)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        fail(str(out_of_memory(error)), EXIT_MISTAKE)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -14,6 +14,7 @@ from pmd.serving import extras
 from pmd.serving.bundle import MODEL, Bundle
 from pmd.serving.cores import default_threads
 from pmd.serving.errors import BundleError, ProviderError, QueryError
+from pmd.serving.exhausted import out_of_memory, ran_out_of_memory
 from pmd.serving.known import IntArray
 from pmd.serving.ranking import FloatArray
 from pmd.serving.tokenization import Text, TextTokenizer
@@ -71,6 +72,8 @@ def open_session(
             source, options, providers=[(provider, own)], disabled_optimizers=kept, enable_fallback=0
         )
     except Exception as error:  # onnxruntime's errors have no base class below Exception
+        if ran_out_of_memory(error):
+            raise out_of_memory(error) from error
         kind = BundleError if provider == CPU_PROVIDER else ProviderError
         raise kind(f"onnxruntime cannot open the model with {provider}: {_first_line(error)}") from error
     if session.get_providers()[0] != provider:  # it falls back to the CPU without raising
@@ -178,6 +181,8 @@ class TowerEncoder:
         try:
             (vectors,) = self._session.run([OUTPUT], {name: inputs[name] for name in self._inputs})
         except Exception as error:  # onnxruntime's errors have no base class below Exception
+            if ran_out_of_memory(error):
+                raise out_of_memory(error) from error
             raise BundleError(f"the tower's graph failed on a text: {_first_line(error)}") from error
         expected = (len(inputs["input_ids"]), self.width)
         if vectors.shape != expected:

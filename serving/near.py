@@ -21,7 +21,7 @@ import numpy as np
 
 from pmd.serving import extras
 from pmd.serving.bundle import QUERY, Bundle
-from pmd.serving.command import HELP, Command, emit, show_progress
+from pmd.serving.command import HELP, Command, NumberRange, emit, show_progress
 from pmd.serving.cores import default_threads
 from pmd.serving.encoder import TowerEncoder
 from pmd.serving.errors import ServingError
@@ -191,9 +191,7 @@ def _facts(path: Path) -> dict[str, Any]:
 @click.command(name="python -m pmd.serving.near", cls=Command, context_settings=HELP, epilog=EPILOG)
 @click.argument("bundle", type=click.Path())
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write, and FILE.json.")
-@click.option(
-    "--recall", type=click.FloatRange(0, 1), default=0.99, show_default=True, help="Share of answers to find."
-)
+@click.option("--recall", type=NumberRange(0, 1), default=0.99, show_default=True, help="Share of answers to find.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads to build with.  [default: the usable cores]")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def main(bundle: str, out: Path, recall: float, threads: int | None, quiet: bool) -> None:

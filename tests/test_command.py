@@ -10,7 +10,7 @@ import textwrap
 import click
 import pytest
 
-from pmd.serving.command import HELP, Command, Group, emit, show_progress
+from pmd.serving.command import HELP, Command, Group, NumberRange, emit, show_progress
 from pmd.serving.errors import MissingExtra, PmdError, QueryError
 from pmd.serving.extras import require
 from pmd.serving.ranking import RankingError
@@ -21,6 +21,9 @@ def run(callback, *args: str) -> str | int | None:
     with pytest.raises(SystemExit) as leaving:
         command.main(list(args), "try")
     return leaving.value.code
+
+
+OUT_OF_MEMORY = "error: out of memory; 7.45 GiB more were asked for; free memory, or ask for less at once"
 
 
 def raising(error: BaseException):
@@ -40,6 +43,12 @@ def test_success_and_a_code_of_ones_own():
     [
         (QueryError("k must be\n1"), 2, "error: k must be 1"),
         (RankingError("NaN"), 1, "error: NaN"),
+        (MemoryError("Unable to allocate 7.45 GiB for an array"), 2, OUT_OF_MEMORY),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7.45 GiB"),
+            2,
+            OUT_OF_MEMORY,
+        ),
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (FileNotFoundError(2, "No such file or directory", "/x"), 2, "error: No such file or directory: /x"),
     ],
@@ -49,6 +58,15 @@ def test_errors_are_one_line_and_the_right_code(capsys, error, code, line):
     captured = capsys.readouterr()
     assert captured.err.lstrip() == line + "\n"  # click ends the ^C line of the terminal first
     assert captured.out == ""
+
+
+def test_nan_is_in_no_range(capsys):
+    command = Command("try", callback=lambda n: None, params=[click.Option(["--n"], type=NumberRange(min=0))])
+    for text, code in (("nan", 2), ("-1", 2), ("inf", 0)):
+        with pytest.raises(SystemExit) as leaving:
+            command.main(["--n", text], "try")
+        assert leaving.value.code == code
+    assert "'nan' is not a number" in capsys.readouterr().err
 
 
 def test_a_wrong_option_is_the_users_mistake(capsys):

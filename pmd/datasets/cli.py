@@ -13,7 +13,7 @@ import click
 
 from pmd.datasets.check import FATAL_KINDS
 from pmd.datasets.layouts import WRITERS
-from pmd.serving.command import HELP, Group, emit, show_progress
+from pmd.serving.command import HELP, Group, NumberRange, emit, show_progress
 from pmd.serving.known import SPLIT_NAMES
 
 GROUP_EXAMPLES = """\b
@@ -83,7 +83,7 @@ def list_datasets(catalogue: Path | None, only_json: bool) -> None:
 @click.option("--again", is_flag=True, help="Fetch it even if it is there.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=NumberRange(min=0.1),
     default=30.0,
     show_default=True,
     metavar="SECONDS",

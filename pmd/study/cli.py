@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pmd.serving.command import EXIT_TIME_LIMIT, HELP, Command, emit, show_progress
+from pmd.serving.command import EXIT_TIME_LIMIT, HELP, Command, NumberRange, emit, show_progress
 from pmd.serving.extras import require
 
 STUDIES = ("methods", "ablation", "mask-rates", "masking", "layers", "weights")
@@ -62,7 +62,7 @@ def _seeds(_context: click.Context, option: click.Parameter, value: str) -> tupl
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--time-limit",
-    type=click.FloatRange(min=0),
+    type=NumberRange(min=0),
     metavar="SECONDS",
     help="Stop then, with all saved (exit code 75); the same command goes on.",
 )

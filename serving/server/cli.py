@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pmd.serving.command import HELP, Command, emit
+from pmd.serving.command import HELP, Command, NumberRange, emit
 from pmd.serving.cores import default_threads
 from pmd.serving.errors import QueryError
 from pmd.serving.extras import require
@@ -76,7 +76,7 @@ AT_LEAST_1 = click.IntRange(min=1)
 )
 @click.option(
     "--timeout-seconds",
-    type=click.FloatRange(min=0.001, max=3600),
+    type=NumberRange(min=0.001, max=3600),
     default=DEFAULT.timeout_seconds,
     show_default=True,
     help="For reading a request, and again for answering it.",
