@@ -42,6 +42,10 @@ class StageState:
     """Directed triples trained on."""
     score_sum: float = 0.0
     """Sum of the score losses of this epoch's steps."""
+    skipped_steps: int = 0
+    """Steps without effect so far, because a loss or a gradient was not finite; they count in `step` as well."""
+    skipped_in_a_row: int = 0
+    """How many of them are the last ones."""
     chunk_tokens: int | None = None
     """Tokens that go through a tower with gradients at once, as memory allowed so far."""
     history: list[dict[str, Any]] = field(default_factory=list)

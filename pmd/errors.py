@@ -8,7 +8,7 @@ PmdError
 ├── EncoderError     pretrained weights not found, or not the file they should be
 ├── RunError         a run folder is missing, belongs to another recipe, or lacks the stage asked for
 ├── GradeError       a grade folder is incomplete or its tensors are not what its config says
-└── TrainingError    the training itself failed (exit code 1)
+└── TrainingError    the training cannot go on with these settings
 """
 
 from __future__ import annotations
@@ -49,6 +49,4 @@ class GradeError(PmdError):
 
 
 class TrainingError(PmdError):
-    """Training cannot go on: the loss is not finite."""
-
-    exit_code = 1
+    """Training cannot go on with these settings: losses are not finite, or a batch does not fit into memory."""

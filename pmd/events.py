@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from rich.table import Column
 
 from pmd.checkpoint import StageState
 from pmd.losses import LossParts
+from pmd.serving.storage import explained
 from pmd.trackers import Trackers
 
 OnEpoch = Callable[[str, dict[str, Any]], None]
@@ -34,8 +36,11 @@ class Events:
         on_epoch: OnEpoch | None = None,
         trackers: Trackers | None = None,
     ) -> None:
+        """Begin at the end of the last whole line of the file: a kill or a full disk may have left half of one."""
         self._path = path
         self._record = record
+        if record:
+            _cut_half_line(path)
         self._on_epoch = on_epoch
         self._trackers = trackers or Trackers()
         self._console = Console(stderr=True, quiet=not progress)
@@ -78,11 +83,24 @@ class Events:
         self._logged_at = time.monotonic()
         losses = {name: float(value) for name, value in parts._asdict().items()}
         facts = {**losses, "lr": lr, "triples_per_second": state.triples / max(state.seconds, 1e-9)}
-        self._write("step", stage=stage, epoch=epoch, step=state.step, **facts)
+        self._write("step", stage=stage, epoch=epoch, step=state.step, skipped_steps=state.skipped_steps, **facts)
         self._trackers.log(stage, facts, self._steps_before + state.step)
         if self._task is not None:
             line = _progress_line(state, total, losses, facts["triples_per_second"]) + self._valid
             self._progress.update(self._task, completed=state.step, total=total, facts=line)
+
+    def smaller_chunks(self, stage: str, state: StageState) -> None:
+        """Report that a step ran out of memory, and with how many tokens at a time it is taken again."""
+        self._write("out_of_memory", stage=stage, step=state.step, chunk_tokens=state.chunk_tokens)
+        self.say(f"{stage}: out of memory; going on with {state.chunk_tokens} tokens at a time")
+
+    def skipped(self, stage: str, state: StageState) -> None:
+        """Report that steps were left out since the last report."""
+        facts = {"skipped_steps": state.skipped_steps, "in_a_row": state.skipped_in_a_row}
+        self._write("skipped", stage=stage, step=state.step, **facts)
+        self.say(
+            f"{stage}: {state.skipped_steps} steps of {state.step} left out, their loss or gradient was not finite"
+        )
 
     def epoch(self, stage: str, record: dict[str, Any]) -> None:
         """Report an epoch's validation."""
@@ -108,12 +126,27 @@ class Events:
     def _write(self, event: str, **fields: Any) -> None:
         if not self._record:
             return
-        with self._path.open("a", encoding="utf-8") as file:  # every few seconds: no handle to keep or lose
-            file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
+        known = {name: None if _is_nan_or_infinite(value) else value for name, value in fields.items()}
+        with explained(self._path), self._path.open("a", encoding="utf-8") as file:  # no handle to keep or lose
+            file.write(json.dumps({"event": event, "time": time.time(), **known}, allow_nan=False) + "\n")
+
+
+def _is_nan_or_infinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _cut_half_line(path: Path) -> None:
+    if not path.is_file():
+        return
+    with explained(path), path.open("r+b") as file:
+        data = file.read()
+        if not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
 
 
 def _progress_line(state: StageState, total: int, losses: dict[str, float], rate: float) -> str:
     """Step, losses, speed and time left; a step's time is the stage's mean, validations included."""
     shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
     left = timedelta(seconds=round(state.seconds / max(1, state.step) * (total - state.step)))
-    return f"step {state.step}/{total}  {shown}  {rate:.0f} triples/s  ETA {left}"
+    skipped = f"  {state.skipped_steps} skipped" if state.skipped_steps else ""
+    return f"step {state.step}/{total}  {shown}  {rate:.0f} triples/s  ETA {left}{skipped}"

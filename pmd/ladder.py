@@ -217,6 +217,7 @@ class _Ladder:
             "teacher": stage.teacher,
             "identity": self.identities[stage.name],
             "epochs": len(state.history),
+            "skipped_steps": state.skipped_steps,
             "best_epoch": state.best_epoch,
             "train_seconds": state.seconds,
             "triples_per_second": state.triples / max(state.seconds, 1e-9),

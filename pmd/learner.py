@@ -10,6 +10,7 @@ from torch import nn
 
 from pmd.memory import EntityMemory
 from pmd.model import BiEncoder
+from pmd.skips import Skips
 from pmd.teacher import Teacher
 from pmd.workers import Workers
 
@@ -62,7 +63,12 @@ class Learner:
     """From the student's width to the teacher's, where they differ; it is not part of the grade."""
     memory: EntityMemory | None = None
     workers: Workers = field(default_factory=Workers)
+    skips: Skips = field(init=False)
     precision: Precision = field(default_factory=lambda: Precision("cpu", bf16=False))
+
+    def __post_init__(self) -> None:
+        """No step was left out yet."""
+        self.skips = Skips(self.device)
 
     @property
     def device(self) -> torch.device:

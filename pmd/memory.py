@@ -57,8 +57,10 @@ class EntityMemory:
         self.steadiness = torch.ones(())
 
     def put(self, entities: IntArray, vectors: Tensor, step: int) -> None:
-        """Take in the unit vectors (N, D) of some entities (N,)."""
+        """Take in the unit vectors (N, D) of some entities (N,), but for those that are not finite."""
         index, new = torch.from_numpy(entities), vectors.detach()
+        if not (finite := new.isfinite().all(dim=1)).all():
+            index, new = index[finite.to(index.device)], new[finite]
         had, place = self.encoded_at[index] > NEVER, index.to(self.vectors.device)
         if had.any():
             self.steadiness = (self.vectors[place] * new).sum(dim=1)[had.to(new.device)].mean().cpu()

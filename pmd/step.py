@@ -41,12 +41,31 @@ CPU_ACTIVATION_BYTES = 2_200_000_000
 def train_step(
     learner: Learner, batch: Batch, step: int, seed: tuple[int, ...], chunk_tokens: int | None
 ) -> LossParts:
-    """One optimiser step: the only place in the project where weights change."""
+    """One optimiser step: the only place in the project where weights change.
+
+    A step whose loss or gradient is not finite changes neither weights nor optimiser; `learner.skips` counts it.
+    """
     learner.optimizer.zero_grad(set_to_none=True)
     parts = step_gradients(learner, batch, step, seed, chunk_tokens)
-    torch.nn.utils.clip_grad_norm_(learner.parameters, learner.clip_norm)
-    learner.optimizer.step()
+    norm = torch.nn.utils.clip_grad_norm_(learner.parameters, learner.clip_norm)
+    broken = ~(torch.isfinite(parts.total) & torch.isfinite(norm))
+    bad = learner.workers.total(broken.float()) > 0  # all processes must make the step, or none
+    _update(learner.optimizer, unless=learner.skips.has_no_effect(bad))
+    learner.skips.count(bad, step, parts, norm)
     return parts
+
+
+def _update(optimizer: torch.optim.Optimizer, *, unless: Tensor) -> None:
+    """The optimiser's step. A fused one decides on its device, as with torch's GradScaler: nothing waits for it."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if not unless:
+            optimizer.step()
+        return
+    setattr(optimizer, "found_inf", unless.float())  # noqa: B010 (mypy: no attribute of the base class)
+    try:
+        optimizer.step()
+    finally:
+        delattr(optimizer, "found_inf")
 
 
 def step_gradients(

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from pmd.checkpoint import StageState
-from pmd.events import Events
+from pmd.events import Events, _progress_line
 from pmd.losses import LossParts
 
 PARTS = LossParts(*(torch.tensor(value) for value in (1.5, 1.25, 0.5, 0.125)))
@@ -47,3 +47,20 @@ def test_without_progress_only_the_file_is_written(tmp_path, monkeypatch):
     stage, epoch, step = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     assert (stage["event"], epoch["event"], step["event"]) == ("stage", "epoch", "step")
     assert (step["task"], step["lr"], step["triples_per_second"]) == (1.25, 0.01, 60.0)
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file(tmp_path):
+    path = tmp_path / "events.jsonl"
+    events = Events(path, progress=False)
+    parts = PARTS._replace(total=torch.tensor(float("nan")), task=torch.tensor(float("inf")))
+    events.step("grade-2", 1, StageState("grade-2", step=1, skipped_steps=1), 2, parts, lr=0.01)
+    events.skipped("grade-2", StageState("grade-2", step=1, skipped_steps=1, skipped_in_a_row=1))
+    step, skipped = (json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines())
+    assert (step["total"], step["task"], step["score"], step["skipped_steps"]) == (None, None, 0.5, 1)
+    assert (skipped["event"], skipped["skipped_steps"], skipped["in_a_row"]) == ("skipped", 1, 1)
+
+
+def test_steps_left_out_show_in_the_line():
+    parts = {"total": float("nan")}
+    assert "skipped" not in _progress_line(StageState("x", step=1), 2, parts, 1.0)
+    assert _progress_line(StageState("x", step=1, skipped_steps=3), 2, parts, 1.0).endswith("3 skipped")

@@ -274,6 +274,17 @@ def test_memory_is_silent_while_vectors_move(texts):
     assert memory.rivals(batch, 4) is not None
 
 
+def test_vectors_that_are_not_finite_are_not_remembered(texts):
+    memory = EntityMemory(torch.zeros(12, 4), horizon=None, self_negatives=True)
+    vectors = torch.eye(4)[:3].clone()
+    memory.put(np.array([1, 4, 7]), vectors, 0)
+    vectors[1, 2] = float("nan")
+    memory.put(np.array([1, 4, 7]), vectors, 1)
+    assert memory.encoded_at[[1, 4, 7]].tolist() == [1, 0, 1]
+    assert memory.vectors.isfinite().all()
+    assert float(memory.steadiness) == 1.0
+
+
 def test_of_a_large_memory_a_part_competes(texts, monkeypatch):
     monkeypatch.setattr("pmd.memory.MOST_RIVALS", 3)
     memory = EntityMemory(torch.zeros(12, 4), horizon=None, self_negatives=True)

@@ -1,7 +1,10 @@
 """The loop: schedule, best checkpoint, resumed = uninterrupted, and losses that are not finite."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pmd.batches import Batching, epoch_batches, tokenise
 from pmd.checkpoint import StageState
@@ -11,7 +14,7 @@ from pmd.events import Events
 from pmd.learner import Compute, Objective, Schedule
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer
-from pmd.step import train_step
+from pmd.step import step_gradients, train_step
 from pmd.teacher import Teacher
 from pmd.train import StageTrainer, TimeLimitReached, learning_rate
 from tests.tiny_encoder import tiny_graph, tiny_tokenizer, write_encoder
@@ -243,3 +246,111 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(texts, pretrained, tmp_path)
     with pytest.raises(RunError, match="damaged"):
         trainer(texts, pretrained, tmp_path).train()
     assert StageState("x").best_mrr < 0
+
+
+def spoilt(bad, after=step_gradients):
+    """step_gradients whose steps of these numbers give a gradient that is not finite."""
+
+    def gradients(learner, batch, step, seed, chunk_tokens):
+        parts = after(learner, batch, step, seed, chunk_tokens)
+        if step in bad:
+            next(p for p in learner.parameters if p.grad is not None).grad.view(-1)[0] = bad[step]
+        return parts
+
+    return gradients
+
+
+BAD = {0: float("nan"), 3: float("inf"), 4: float("nan")}
+
+
+def test_steps_with_a_gradient_that_is_not_finite_are_left_out_resumed_or_not(
+    texts, pretrained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pmd.step.step_gradients", spoilt(BAD))
+
+    def make(folder, **changes):
+        return trainer(texts, pretrained, folder, epochs=1, **changes)
+
+    resumes_to_the_same_bytes(make, tmp_path, stop_after=3)
+    seen = [json.loads(line) for line in (tmp_path / "whole" / "events.jsonl").read_text().splitlines()]
+    counts = [(event["step"], event["in_a_row"]) for event in seen if event["event"] == "skipped"]
+    assert counts == [(1, 1), (4, 1), (5, 2)]
+    assert [event["skipped_steps"] for event in seen if event["event"] == "epoch"] == [3]
+
+
+def test_a_step_left_out_changes_neither_weights_nor_optimiser(texts, pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr("pmd.step.step_gradients", spoilt(BAD))
+    monkeypatch.setattr("pmd.train.train_step", watched := Watched())
+    trainer(texts, pretrained, tmp_path, epochs=1).train()
+    for step, (before, after) in enumerate(watched.states):
+        same = all(a.equal(b) for a, b in zip(before, after, strict=True))
+        assert same == (step in BAD), step
+
+
+class Watched:
+    """train_step, with weights and optimiser state before and after."""
+
+    def __init__(self):
+        self.states = []
+
+    def __call__(self, learner, *arguments):
+        before = self.state(learner)
+        parts = train_step(learner, *arguments)
+        self.states.append((before, self.state(learner)))
+        return parts
+
+    def state(self, learner):
+        kept = [learner.optimizer.state.get(p, {}) for p in learner.parameters]
+        empty = torch.zeros(())
+        return [p.detach().clone() for p in learner.parameters] + [
+            one.get(name, empty).clone().sum() for one in kept for name in ("step", "exp_avg", "exp_avg_sq")
+        ]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_three_in_a_row_end_the_run_with_their_batch_saved(texts, pretrained, tmp_path, monkeypatch, late):
+    """Late: the counts are read at the end of an epoch, as they may be on a GPU; the end is the same."""
+    monkeypatch.setattr("pmd.step.step_gradients", spoilt(dict.fromkeys((1, 3, 4, 5), float("nan"))))
+    monkeypatch.setattr("pmd.train.train_step", watched := Watched())
+    if late:
+        monkeypatch.setattr(StageTrainer, "_report", lambda *_: None)
+    stage = trainer(texts, pretrained, tmp_path)
+    with pytest.raises(TrainingError, match=r"3 steps in a row is not finite, the last is step 6; its batch is in"):
+        stage.train()
+    assert all(p.equal(q) for p, q in zip(stage.student.parameters(), watched.states[2][1], strict=False))
+    folder = tmp_path / "bad-batch"
+    facts = json.loads((folder / "batch.json").read_text(), parse_constant=pytest.fail)
+    assert (facts["step"], facts["skipped_steps"], facts["gradient_length"]) == (6, 4, None)
+    assert facts["total"] > 0
+    tensors = load_file(folder / "batch.safetensors")
+    assert tensors["query_ids"].tolist() == [query["query"] for query in facts["queries"]]
+    assert sorted(path.name for path in folder.iterdir()) == ["batch.json", "batch.safetensors"]
+
+
+def test_a_bad_batch_that_cannot_be_saved_does_not_hide_why_the_run_ended(texts, pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr("pmd.step.step_gradients", spoilt(dict.fromkeys(range(3), float("nan"))))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pmd.train.save_bad_batch", full)
+    with pytest.raises(TrainingError, match=r"not finite.*could not be saved \(.*No space left"):
+        trainer(texts, pretrained, tmp_path).train()
+
+
+def test_memory_that_runs_out_in_the_optimiser_leaves_nothing_half_made(texts, pretrained, tmp_path, monkeypatch):
+    """The first step makes its state; what it began when memory ran out would be taken for the whole."""
+    tried = []
+
+    def step(learner, *arguments):
+        tried.append(arguments)
+        if len(tried) == 1:
+            learner.optimizer.state[learner.parameters[0]]["step"] = torch.zeros(())
+            raise MemoryError
+        return train_step(learner, *arguments)
+
+    monkeypatch.setattr("pmd.train.train_step", step)
+    monkeypatch.setattr("pmd.train._smaller_chunk", lambda *_: 600)
+    trainer(texts, pretrained, tmp_path, epochs=1).train()
+    seen = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in seen if event["event"] == "out_of_memory"] == [0]

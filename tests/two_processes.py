@@ -12,6 +12,7 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -143,6 +144,21 @@ def weights(material, workers):
     return {"digest": digest([got]), "gap": gap}
 
 
+def lopsided(material, workers):
+    """Whether a step whose loss is NaN in the second process alone changed weights here, and what is counted."""
+    learner = material.learner(workers)
+
+    def gradients(*arguments):
+        parts = step_gradients(*arguments)
+        return parts if workers.leads else parts._replace(total=parts.total * float("nan"))
+
+    before = [parameter.detach().clone() for parameter in learner.parameters]
+    with patch("pmd.step.step_gradients", gradients):
+        train_step(learner, material.batch(), 0, (0, 0), None)
+    same = all(old.equal(new) for old, new in zip(before, learner.parameters, strict=True))
+    return {"same": same, "counts": learner.skips.read()}
+
+
 def digest(tensors):
     return hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
 
@@ -207,6 +223,7 @@ def short(folder, workers):
     return {
         "steps": {name: compared(material, workers, *case) for name, case in cases(material).items()},
         "weights": weights(material, workers),
+        "lopsided": lopsided(material, workers),
         "told": workers.told({"part": workers.part, "text": "é" * (1 + workers.part), "number": 0.1}),
         "agreed": workers.agreed([workers.part, None]),
         "mistakes": mistakes(workers),
