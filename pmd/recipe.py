@@ -9,16 +9,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pmd.batches import Batching
 from pmd.errors import RecipeError
 from pmd.serving.texts import Templates
 
 Method = Literal["pmd", "pmd-no-mgfd", "lkd", "pkd", "baseline"]
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+LEAST, MOST = 1.2e-38, 3.4e38
+"""What float32 holds with all its digits."""
+
+
+def _in_float32(number: float) -> float:
+    if number and not LEAST <= number <= MOST:
+        raise ValueError(f"float32 cannot hold {number:g}; use {LEAST:g} to {MOST:g}")
+    return number
+
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False), AfterValidator(_in_float32)]
+NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False), AfterValidator(_in_float32)]
 
 
 class Rerank(BaseModel):
@@ -91,11 +102,11 @@ class Recipe(BaseModel):
     compile: bool = False
     """Compile the student's towers (torch.compile)."""
     lr: Positive
-    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1e-4
+    weight_decay: NotNegative = 1e-4
     clip_norm: Positive = 10.0
     warmup_steps: Annotated[int, Field(ge=0)] = 400
     temperature: Positive = 0.05
-    margin: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.02
+    margin: NotNegative = 0.02
     dropout: Share = 0.1
     max_tokens: Annotated[int, Field(ge=8, le=512)] = 50
     templates: Templates = Templates()

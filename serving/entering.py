@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from pmd.serving.bundle import ENTITY, Bundle
+from pmd.serving.bundle import ENTITY, MODEL, Bundle
 from pmd.serving.encoder import TowerEncoder
-from pmd.serving.errors import QueryError
+from pmd.serving.errors import BundleError, QueryError
 from pmd.serving.ranking import FloatArray
 from pmd.serving.rows import EntityRow
 from pmd.serving.snapshot import Snapshot, checked_text
@@ -18,6 +18,8 @@ from pmd.serving.snapshot import Snapshot, checked_text
 Vector: TypeAlias = Sequence[float] | FloatArray
 Make: TypeAlias = Callable[[Snapshot], tuple[EntityRow, FloatArray]]
 """The row and unit vector (D,) of an entity, for the snapshot that it will be put into."""
+SQUARES_FIT = (1e-150, 1e150)
+"""Lengths of vectors whose squares float64 holds."""
 
 
 class EntityMaker:
@@ -75,17 +77,32 @@ class EntityMaker:
                 self._encoder = TowerEncoder.load(
                     self._bundle, ENTITY, provider=self._provider, threads=self._threads
                 )
-        return self._unit(self._encoder([text])[0])
+        vector = self._encoder([text])[0]
+        if not np.isfinite(vector).all():
+            raise BundleError(
+                f"{self._bundle.path}: {ENTITY}/{MODEL} gives NaN or infinity for {entity!r}; export the bundle again"
+            )
+        return self._unit(vector)
 
     def _unit(self, vector: Vector) -> FloatArray:
         try:
             values = np.asarray(vector, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise QueryError(f"vector must be {self._width} numbers: {error}") from error
-        length = np.linalg.norm(values)
-        if values.shape != (self._width,) or not np.isfinite(length) or length == 0:
-            raise QueryError(f"vector must be {self._width} finite numbers, not all 0; got shape {values.shape}")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise QueryError(f"vector must be {self._width} numbers: {' '.join(str(error).split())[:200]}") from error
+        if values.shape != (self._width,) or not np.isfinite(values).all() or not values.any():
+            raise QueryError(f"vector must be {self._width} finite numbers, not all 0; got {_shown(values)}")
+        with np.errstate(over="ignore", under="ignore"):
+            length = np.linalg.norm(values)
+        if not SQUARES_FIT[0] < length < SQUARES_FIT[1]:
+            values = values / np.abs(values).max()
+            length = np.linalg.norm(values)
         return np.asarray(values / length, dtype=np.float32)
+
+
+def _shown(values: FloatArray) -> str:
+    if not np.isfinite(values).all():
+        return "NaN or infinity"
+    return f"shape {values.shape}" if values.any() else "zeros"
 
 
 def _checked_id(entity: str) -> str:

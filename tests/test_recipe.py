@@ -114,3 +114,17 @@ def test_files_and_settings(tmp_path):
     path.write_text("a: [")
     with pytest.raises(RecipeError, match="not YAML"):
         load_recipe(str(path), {})
+
+
+@pytest.mark.parametrize(
+    "key", ["lr", "temperature", "weight_decay", "margin", "score_scale", "alpha", "clip_norm"]
+)
+@pytest.mark.parametrize("text", [".nan", ".inf", "1.0e+39", "-1.0e-40"])
+def test_numbers_that_float32_cannot_hold_are_refused(key, text):
+    with pytest.raises(RecipeError, match=key):
+        load_recipe("umls", dict([parse_setting(f"{key}={text}")]))
+
+
+def test_a_denormal_learning_rate_is_refused_in_words():
+    with pytest.raises(RecipeError, match=r"lr: float32 cannot hold 1e-40; use 1.2e-38 to 3.4e\+38"):
+        load_recipe("umls", {"lr": 1e-40})

@@ -398,6 +398,16 @@ def test_entities_that_cannot_be_added(tiny_scorer, arguments, message):
     assert tiny_scorer.num_entities == E
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e-40, 1e38, 1e200])
+def test_the_size_of_a_vector_given_does_not_matter(tiny_folder, size):
+    scores = []
+    for length in (1.0, size):
+        scorer = Scorer.load(tiny_folder, threads=1)
+        scorer.add_entity("new", name="new", vector=np.arange(1.0, 17.0) * length)
+        scores.append(scorer.score([("aspirin", "treats", "new")])[0])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
 def test_without_an_entity_tower_a_vector_is_needed(tiny_folder, tmp_path):
     folder = shutil.copytree(tiny_folder, tmp_path / "bundle")
     shutil.rmtree(folder / ENTITY)
