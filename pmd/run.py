@@ -68,7 +68,7 @@ def start_run(
                 f"{folder.root} was made with another {differing}; resume with the same, or choose another --out"
             )
         return
-    if folder.root.exists() and any(folder.root.iterdir()):
+    if folder.root.exists() and any(not _of_a_dead_start(path, folder) for path in folder.root.iterdir()):
         raise RunError(f"{folder.root} exists and is not a run; choose another --out")
     folder.root.mkdir(parents=True, exist_ok=True)
     facts = {
@@ -86,6 +86,11 @@ def start_run(
         },
     }
     write_json(folder.run, facts)
+
+
+def _of_a_dead_start(path: Path, folder: RunFolder) -> bool:
+    """Whether a start that was killed while it wrote run.json left this; writing it again removes it."""
+    return path.name.startswith(f".{folder.run.name}.partial-")
 
 
 def latest_run(root: Path) -> Path:

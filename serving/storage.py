@@ -165,6 +165,17 @@ def words_of(error: OSError) -> str:
     return f"{error.strerror or error}; {CURES.get(error.errno, ELSEWHERE)}"
 
 
+def discard(path: Path) -> None:
+    """Remove a file that may not be there, and what killed writers of it left beside it.
+
+    Raises StorageError if it cannot be removed.
+    """
+    path = Path(os.path.abspath(path))
+    with explained(path):
+        path.unlink(missing_ok=True)
+        _sweep(path)
+
+
 def make_folders(folder: Path) -> None:
     """Make a folder and those above it, and put their names on the disk."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
