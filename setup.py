@@ -26,6 +26,7 @@ EXPORT = [*TRAIN, "onnx>=1.17", "onnx-ir>=0.1", "transformers<4.58"]
 BENCH = ["psutil>=5.9", "matplotlib>=3.8", "Jinja2>=3.1"]
 ANN = ["usearch>=2.16"]
 SERVER = ["starlette>=0.40", "uvicorn>=0.30", "pydantic>=2.8", "prometheus-client>=0.20"]
+SIGN = ["cryptography>=42"]
 STUDY = [*TRAIN, "optuna>=4.2", "matplotlib>=3.8"]
 TRACK = ["tensorboard>=2.16", "mlflow>=2.16", "wandb>=0.17"]
 DATA = ["pyarrow>=15", "rdflib>=7.0", "PyYAML>=6.0", "matplotlib>=3.8", "Jinja2>=3.1"]
@@ -97,10 +98,11 @@ setup(
         "data": DATA,
         "server": SERVER,
         "ann": ANN,
+        "sign": SIGN,
         "study": STUDY,
         "track": TRACK,
         "dev": DEV,
-        "all": [*CPU, *EXPORT, *ANN, *BENCH, *DATA, *SERVER, *STUDY],
+        "all": [*CPU, *EXPORT, *ANN, *BENCH, *DATA, *SERVER, *SIGN, *STUDY],
     },
     entry_points={
         "console_scripts": [
@@ -109,6 +111,7 @@ setup(
             "pmd-study = pmd.study.cli:main",
             "pmd-export = pmd.export.cli:main",
             "pmd-hub = pmd.export.hubcli:main",
+            "pmd-sign = pmd.export.signing:main",
             "pmd-bench = pmd.benchmarks.cli:main",
             "pmd-predict = pmd.serving.cli:main",
             "pmd-serve = pmd.serving.server.cli:main",

@@ -22,6 +22,7 @@ from pmd.export.norms import open_norms
 from pmd.export.ortformat import write_ort
 from pmd.export.parity import Gate, Parity, gate_of
 from pmd.export.precisions import BUILDS, TABLES
+from pmd.export.signing import SigningKey, sign_folder
 from pmd.export.towers import write_tower
 from pmd.serving.bundle import CARD, ENTITY, QUERY, seal, write_tables
 from pmd.serving.encoder import TowerEncoder, open_session, texts_per_run
@@ -29,7 +30,7 @@ from pmd.serving.errors import BundleError
 from pmd.serving.manifest import SCHEMA, Manifest
 from pmd.serving.ranking import FloatArray
 from pmd.serving.rows import EntityRow, RelationRow
-from pmd.serving.storage import atomic_folder, write_atomic
+from pmd.serving.storage import atomic_folder, discard, write_atomic
 from pmd.serving.tables import Tables
 from pmd.serving.tokenization import Text
 from pmd.serving.vectors import VectorTable
@@ -45,8 +46,9 @@ def write_bundle(
     *,
     gate: Mapping[str, float] | None = None,
     replace: bool = False,
+    key: SigningKey | None = None,
 ) -> Manifest:
-    """Write the bundle `out` and return its manifest; the folder is whole or absent.
+    """Write the bundle `out`, signed by `key` if there is one, and return its manifest; whole or absent.
 
     gate: bounds in place of the precision's own, by measure. Raises ParityError, and leaves `OUT.parity.json`
     behind, if its answers are not those of the torch model.
@@ -69,7 +71,9 @@ def write_bundle(
         card = model_card(out.name, facts, ready.loaded.graph, folder, run.machine, base_model=base_model)
         (folder / CARD).write_text(card, encoding="utf-8")
         manifest = seal(folder, facts)
-    report.unlink(missing_ok=True)  # of an earlier attempt
+        if key is not None:
+            sign_folder(folder, key)
+    discard(report)  # of an earlier attempt
     return manifest
 
 

@@ -18,7 +18,7 @@ from pmd.export.errors import HubError, HubFailure
 from pmd.export.hubreasons import in_one_line
 from pmd.export.quiet import own_logging
 from pmd.export.target import check_target
-from pmd.serving.bundle import MANIFEST, Bundle
+from pmd.serving.bundle import MANIFEST, SIGNATURE, Bundle
 from pmd.serving.errors import BundleError
 from pmd.serving.manifest import parse_manifest
 from pmd.serving.storage import atomic_folder
@@ -55,7 +55,7 @@ def push(
     if path.is_file():
         raise HubError(f"{path} is one file; unpack it, so that Hub tools can open its towers, and push the folder")
     bundle = Bundle.open(path, verify=True)
-    names = [*bundle.files(), MANIFEST]
+    names = _names_of(bundle)
     api = HfApi(endpoint=endpoint)
     with in_one_line(repo, api.endpoint, revision), _library(progress):
         api.create_repo(repo, private=private or None, exist_ok=True)
@@ -101,7 +101,7 @@ def pull(
             )
         shutil.rmtree(partial / DOWNLOADS, ignore_errors=True)
         try:
-            present = [*Bundle.open(partial, verify=True).files(), MANIFEST]
+            present = _names_of(Bundle.open(partial, verify=True))
         except BundleError as error:
             raise HubFailure(
                 f"{repo} at commit {commit[:SHORT]} is damaged: {_named(error, partial, repo)}"
@@ -111,16 +111,25 @@ def pull(
 
 
 def _names(api: HfApi, repo: str, commit: str, folder: Path) -> list[str]:
-    """The files of a repository's manifest, which is downloaded to `folder`. Raises HubError if it is no bundle."""
+    """What a bundle's repository may hold, by its manifest, which is downloaded to `folder`.
+
+    Raises HubError if it is no bundle.
+    """
     try:
         api.hf_hub_download(repo, MANIFEST, revision=commit, local_dir=folder)
-        return [*parse_manifest((folder / MANIFEST).read_bytes(), MANIFEST)["files"]]
+        return [*parse_manifest((folder / MANIFEST).read_bytes(), MANIFEST)["files"], SIGNATURE]
     except LocalEntryNotFoundError:  # not here, for the hub could not be asked
         raise
     except EntryNotFoundError as error:
         raise HubError(f"{repo} is not a bundle: it has no {MANIFEST} at its top level") from error
     except BundleError as error:
         raise HubError(f"{repo} is not a bundle that this version reads: {error}") from error
+
+
+def _names_of(bundle: Bundle) -> list[str]:
+    """Every file of a bundle that is there, its signature among them."""
+    own = [name for name in (MANIFEST, SIGNATURE) if bundle.source.size(name) is not None]
+    return [*bundle.files(), *own]
 
 
 def _listed(api: HfApi, repo: str, revision: str | None) -> list[str]:

@@ -14,6 +14,7 @@ from pmd.export.bundle import write_bundle
 from pmd.export.errors import ExportError, ParityError
 from pmd.export.loading import ReadyGrade, load_stage
 from pmd.export.making import Making
+from pmd.export.signing import SigningKey, sign_folder
 from pmd.export.source import Run, RunStage
 from pmd.serving.manifest import Manifest
 from pmd.serving.storage import atomic_folder, folder_bytes
@@ -27,12 +28,16 @@ class Order(NamedTuple):
     stage: RunStage
     making: Making
     target: Path
+    key: SigningKey | None = None
+    """Who signs it."""
 
     @classmethod
-    def of(cls, run: Run, stage: RunStage, making: Making, out: Path | None) -> Order:
+    def of(
+        cls, run: Run, stage: RunStage, making: Making, out: Path | None, key: SigningKey | None = None
+    ) -> Order:
         """With the target asked for, or the usual name below bundles/."""
         name = f"{run.ladder['dataset']}-{run.ladder['method']}-{stage.label}-{making.suffix}"
-        return cls(stage, making, out or Path("bundles") / name)
+        return cls(stage, making, out or Path("bundles") / name, key)
 
 
 def make(
@@ -42,7 +47,7 @@ def make(
     for order, ready in _readied(run, orders, data, say):
         say(f"{order.stage.label}: writing {order.target} and comparing it with torch")
         try:
-            yield order, write_bundle(ready, order.making, order.target, gate=gate, replace=force)
+            yield order, write_bundle(ready, order.making, order.target, gate=gate, replace=force, key=order.key)
         except ParityError as error:  # the other bundles may still be good
             yield order, error
 
@@ -92,6 +97,8 @@ def search(
         order, manifest = made[keep.folder]
         with atomic_folder(order.target, replace=force) as partial:
             shutil.copytree(keep.folder, partial, dirs_exist_ok=True)
+            if order.key is not None:
+                sign_folder(partial, order.key)
     return Outcome((order, manifest), tried, frontier(tried))
 
 

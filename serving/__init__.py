@@ -15,6 +15,7 @@ from pmd.serving.errors import (
     ProviderError,
     QueryError,
     ServingError,
+    SignatureError,
     UnknownEntity,
     UnknownRelation,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "QueryError",
     "Scorer",
     "ServingError",
+    "SignatureError",
     "UnknownEntity",
     "UnknownRelation",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pmd.serving.command import HELP, Command, emit
+from pmd.serving.command import HELP, TRUSTED_KEY, Command, emit
 from pmd.serving.errors import QueryError
 from pmd.serving.known import SPLIT_NAMES
 from pmd.serving.predictions import write_predictions
@@ -20,6 +21,7 @@ Examples:
   pmd-predict bundles/umls-pmd-grade-3-int8 --head acquired_abnormality --relation affects
   pmd-predict bundles/umls-pmd-grade-3-int8 --relation affects --tail "physiologic function" -k 3
   pmd-predict model.zip --head "a disorder of the heart muscle" --relation isa --json
+  pmd-predict model.zip --trusted-key maker.pub.pem --relation isa --tail virus
   pmd-predict model.zip --split test --out predictions.jsonl
 """
 
@@ -37,6 +39,7 @@ Examples:
 @click.option("--include-known", is_flag=True, help="Show answers that the graph already has, too.")
 @click.option("--reranked", is_flag=True, help="Add the neighbour re-ranking that the bundle describes.")
 @click.option("--json", "only_json", is_flag=True, help="Print the JSON line alone, without the table.")
+@TRUSTED_KEY
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the model.  [default: the usable cores]")
 @click.option("--quiet", is_flag=True, help="No remarks on stderr.")
 def main(
@@ -50,6 +53,7 @@ def main(
     include_known: bool,
     reranked: bool,
     only_json: bool,
+    trusted_keys: tuple[Path, ...],
     threads: int | None,
     quiet: bool,
 ) -> None:
@@ -58,16 +62,17 @@ def main(
     Give --relation with --head or --tail. What is no entity's id or name is taken as the text of an entity that
     the graph does not hold. The last line of stdout is one JSON object.
     """
+    load = partial(Scorer.load, bundle, threads=threads, trusted_keys=trusted_keys or None)
     if split is not None or out is not None:
         if split is None or out is None or (head, tail, relation) != (None, None, None):
             raise QueryError("--split goes with --out, and without --head, --tail and --relation")
-        emit(write_predictions(Scorer.load(bundle, threads=threads), split, count, out, reranked=reranked))
+        emit(write_predictions(load(), split, count, out, reranked=reranked))
         return
     if relation is None:
         raise QueryError("give --relation, and --head or --tail; or --split and --out for all questions of a split")
     if (head is None) == (tail is None):
         raise QueryError("give either --head or --tail: the other one is what is asked for")
-    scorer = Scorer.load(bundle, threads=threads)
+    scorer = load()
     given = head if head is not None else tail or ""
     entity = scorer.find_entity(given)
     if entity is None and not quiet:

@@ -47,12 +47,10 @@ def open_session(
 
     threads: default as `cores.default_threads`; XNNPACK has a pool of its own, of the same size.
 
-    Raises MissingExtra without onnxruntime, ProviderError if the provider is absent or refuses the model,
+    Raises MissingExtra without an onnxruntime that loads, ProviderError if the provider is absent or refuses the model,
     BundleError if the model itself is damaged.
     """
-    extras.require("cpu", "onnxruntime")
-    import onnxruntime  # here, not above: importing pmd.serving must work without it
-
+    onnxruntime = extras.load("cpu", "onnxruntime")  # here, not above: importing pmd.serving must work without it
     available = onnxruntime.get_available_providers()
     provider = PROVIDERS.get(provider, provider)
     if provider not in available:

@@ -5,6 +5,7 @@ PmdError                  base of every error of this toolkit; `exit_code` is wh
 ├── PlatformError         this processor or Python cannot read bundles: big-endian, or 32 bits
 └── ServingError
     ├── BundleError       folder or zip incomplete, damaged, of an unknown schema, or not what it claims
+    │   └── SignatureError  not signed by a trusted key, or a key that is none
     ├── ProviderError     the asked execution provider is absent or refused the model
     ├── UnknownEntity     id or name not in the bundle; the message names the nearest ones
     ├── UnknownRelation   likewise for a relation
@@ -36,6 +37,10 @@ class ServingError(PmdError):
 
 class BundleError(ServingError):
     """A bundle is incomplete, damaged, or of a schema this version does not read."""
+
+
+class SignatureError(BundleError):
+    """A bundle is not signed by a trusted key, or changed since; or a key file is not a key."""
 
 
 class ProviderError(ServingError):

@@ -15,6 +15,7 @@ from pmd.export import cli
 from pmd.export.cli import main
 from pmd.export.parity import GATES, Limit
 from pmd.serving import Scorer
+from tests.signing_keys import write_keys
 from tests.tiny_run import write_run
 
 
@@ -219,6 +220,28 @@ def truncate(folder):
 def test_damaged_grades(damaged, tmp_path, damage, message):
     damage(damaged / "grade-2")
     assert message in refused("--grade", 2, "--run", damaged)
+    assert not (tmp_path / "bundles").exists()
+
+
+@pytest.mark.parametrize("way", [(), ("--auto", "1GB")])
+def test_bundles_are_signed_as_they_are_made(run, tmp_path, way):
+    private, public = write_keys(tmp_path, "maker")
+    options = ("--grade", 2, "--run", run, "--precision", "fp32", "--whole-vocabulary", "--sign", private, *way)
+    code, stdout, _ = export(*options)
+    assert code == 0
+    (entry,) = json.loads(stdout.splitlines()[-1])["bundles"]
+    folder = tmp_path / entry["path"]
+    assert entry["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    Scorer.load(folder, threads=1, trusted_keys=[public])
+
+
+def test_mistakes_with_keys(run, tmp_path):
+    private, public = write_keys(tmp_path, "maker")
+    making = ("--grade", 2, "--run", run, "--precision", "fp32")
+    assert "maker.pub.pem is not a private key" in refused(*making, "--sign", public)
+    assert "No such file or directory: absent.pem" in refused(*making, "--sign", "absent.pem")
+    assert "--trusted-key is for --verify" in refused(*making, "--trusted-key", public)
+    assert "--verify checks a bundle and makes none" in refused("--verify", "bundle", "--sign", private)
     assert not (tmp_path / "bundles").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
-    "serving": {"numpy", "onnxruntime", "tokenizers", "click", "usearch"},
+    "serving": {"numpy", "onnxruntime", "tokenizers", "click", "usearch", "cryptography"},
     "serving/server": {"starlette", "uvicorn", "pydantic", "pydantic_core", "prometheus_client", "click"},
     "pmd": {"numpy", "torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "pydantic", "yaml"}
     | {"rich", "click", "accelerate"},
@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "pmd/datasets": {"numpy", "click", "tokenizers", "huggingface_hub", "yaml"}
     | {"pyarrow", "rdflib", "matplotlib", "jinja2", "markupsafe"},
     "export": {"numpy", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "click", "optimum"}
-    | {"huggingface_hub", "flatbuffers"},
+    | {"huggingface_hub", "flatbuffers", "cryptography"},
     "benchmarks/gpu": {"numpy", "safetensors", "yaml", "click"},
     "benchmarks/loops": {"numpy", "torch"},
     "benchmarks/towers": {"numpy", "torch", "transformers", "safetensors", "sentence_transformers"},
@@ -45,7 +45,7 @@ OURS = {
 FOLDERS = {"export", "serving", "benchmarks"}
 PACKAGES = FOLDERS | {"datasets", "study"}
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "matplotlib", "optimum", "pydantic"}
-HEAVY |= {"pyarrow", "rdflib", "optuna", "usearch", "starlette", "uvicorn", "prometheus_client"}
+HEAVY |= {"pyarrow", "rdflib", "optuna", "usearch", "starlette", "uvicorn", "prometheus_client", "cryptography"}
 EDGE_BYTES = 300_000  # of our own code that answering needs
 
 
@@ -79,7 +79,7 @@ def test_import_rules(folder):
 
 LIGHT = ["pmd", "pmd.serving", "pmd.export", "pmd.benchmarks", "pmd.datasets"]
 LIGHT += ["pmd.cli", "pmd.serving.cli", "pmd.datasets.cli", "pmd.study.cli", "pmd.export.hubcli"]
-LIGHT += ["pmd.serving.server.cli", "pmd.serving.near"]
+LIGHT += ["pmd.serving.server.cli", "pmd.serving.near", "pmd.export.signing"]
 
 
 @pytest.mark.parametrize("module", LIGHT)
