@@ -223,7 +223,7 @@ def _cut_off(scorer: Any, changes: Any, path: Path, random_: random.Random) -> s
 
 def _after_cut(synced: bytes, written: bytes, random_: random.Random) -> bytes:
     """The file with some sectors of what was written and not synced, and its size anything between."""
-    end = random_.randrange(len(synced), len(written) + 1)
+    end = random_.choice((len(written), random_.randrange(len(synced), len(written) + 1)))
     data = bytearray(synced + bytes(end - len(synced)))
     for start in range(len(synced) // SECTOR_BYTES * SECTOR_BYTES, end, SECTOR_BYTES):
         stop = min(start + SECTOR_BYTES, end)
