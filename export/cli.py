@@ -12,7 +12,7 @@ import click
 
 from pmd.export.errors import ParityError, TargetError
 from pmd.export.making import MEASURES, NOTES, PRECISIONS, VECTOR_TYPES, Making, ways
-from pmd.serving.command import HELP, Command, emit, show_progress
+from pmd.serving.command import HELP, TRUSTED_KEY, Command, emit, show_progress
 from pmd.serving.exhausted import memory_advice
 from pmd.serving.extras import require
 from pmd.serving.storage import folder_bytes
@@ -31,6 +31,7 @@ Examples:
   pmd-export --grade 2 --precision int4 --trim-vocabulary --no-entity-tower --out edge
   pmd-export --grade 3 --auto 10MB               what ranks best of all that fits
   pmd-export --all --auto 99%                    the smallest that keeps 99 % of the MRR
+  pmd-export --grade 3 --sign maker.pem
   pmd-export --verify bundles/umls-pmd-grade-3-int8
 """
 
@@ -91,6 +92,13 @@ Examples:
     metavar="BUNDLE",
     help="Check a bundle again and make none; with --run also that it is of that run.",
 )
+@TRUSTED_KEY
+@click.option(
+    "--sign",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Sign what is made with the Ed25519 key of this PEM file; pmd-sign signs what is there already.",
+)
 @click.option("--force", is_flag=True, help="Replace bundles that exist.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @memory_advice("free memory, or export one grade in one precision at a time; what is made already stays")
@@ -110,6 +118,8 @@ def main(
     gates: tuple[str, ...],
     auto: str | None,
     verify: Path | None,
+    trusted_keys: tuple[Path, ...],
+    sign: Path | None,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -118,10 +128,12 @@ def main(
     A bundle is written only if its answers are those of the torch model, within what its precision may lose.
     """
     chosen = bool(grade or every or teacher)
-    if verify is not None and (chosen or auto is not None):
+    if verify is not None and (chosen or auto is not None or sign is not None):
         raise click.UsageError(
-            "--verify checks a bundle and makes none; leave out --grade, --all, --teacher and --auto"
+            "--verify checks a bundle and makes none; leave out --grade, --all, --teacher, --auto and --sign"
         )
+    if verify is None and trusted_keys:
+        raise click.UsageError("--trusted-key is for --verify; --sign KEY signs what is made")
     if verify is None and (not chosen or (grade and every)):
         raise click.UsageError("say what to export: --grade N or --all, or --teacher")
     if len(widths) > 1 and auto is None:
@@ -130,15 +142,17 @@ def main(
     require("export", "torch", "transformers", "onnx")
     require("cpu", "onnxruntime")
     if verify is not None:
-        _verify(verify, run)
+        _verify(verify, run, trusted_keys)
         return
     from pmd.export.auto import Budget
     from pmd.export.jobs import Order, make, search
+    from pmd.export.signing import SigningKey
     from pmd.export.source import Run
     from pmd.export.target import check_target
     from pmd.run import latest_run
 
     started = time.monotonic()
+    key = None if sign is None else SigningKey.read(sign)
     budget = None if auto is None else Budget.parse(auto)
     makings = ways(
         dict.fromkeys(precisions) or (PRECISIONS if budget else DEFAULTS),
@@ -151,7 +165,7 @@ def main(
     stages = source.stages(grade=grade, every=every, teacher=teacher)
     if out and not budget and len(stages) * len(makings) > 1:
         raise click.UsageError(f"--out names one bundle, this makes {len(stages) * len(makings)}; leave it out")
-    orders = [Order.of(source, stage, making, out) for stage in stages for making in makings]
+    orders = [Order.of(source, stage, making, out, key) for stage in stages for making in makings]
     for order in orders:
         check_target(order.target, force, TargetError, "another --out")
     say = _talker(show_progress(quiet))
@@ -202,12 +216,12 @@ def _found(outcome: Outcome, started: float) -> None:
     emit({"schema": SCHEMA, "bundles": rows, "tried": tried, "seconds": seconds})
 
 
-def _verify(path: Path, root: Path | None) -> None:
+def _verify(path: Path, root: Path | None, trusted_keys: Sequence[Path]) -> None:
     """Check a bundle again and tell what was found. Raises VerifyError if a check does not hold."""
     from pmd.export.source import Run
     from pmd.export.verify import refuse, verify
 
-    checks = verify(path, Run.open(root) if root else None)
+    checks = verify(path, Run.open(root) if root else None, trusted_keys)
     width = max(len(check.name) for check in checks)
     for check in checks:
         click.echo(f"{'ok ' if check.holds else 'BAD'}  {check.name:<{width}}  {check.found}")

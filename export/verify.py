@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from pmd.export.errors import VerifyError
 from pmd.export.graph import OPSETS
 from pmd.export.parity import Parity, cosine_gap
 from pmd.export.source import Run
-from pmd.serving.bundle import CARD, ENTITY, MANIFEST, QUERY, Bundle
+from pmd.serving.bundle import CARD, ENTITY, MANIFEST, QUERY, SIGNATURE, Bundle
 from pmd.serving.encoder import TowerEncoder
 from pmd.serving.errors import PmdError
 from pmd.serving.known import SPLIT_NAMES
@@ -35,14 +35,16 @@ class Check(NamedTuple):
     found: str
 
 
-def verify(path: Path, run: Run | None = None) -> list[Check]:
-    """Check a bundle against its manifest and, if given, the run it was made of.
+def verify(path: Path, run: Run | None = None, trusted_keys: Sequence[Path] = ()) -> list[Check]:
+    """Check a bundle against its manifest and, if given, who may have signed it and the run it was made of.
 
     Every check is made whatever the others find. Raises BundleError if files are missing, damaged or changed, since
-    nothing else can be looked at then.
+    nothing else can be looked at then; SignatureError
+    if no trusted key signed it.
     """
-    scorer = Scorer.load(path, verify=True)
-    return [*_checks(scorer, run)]
+    scorer = Scorer.load(path, verify=True, trusted_keys=trusted_keys or None)
+    signed = [Check("signature", True, "by a trusted key")] if trusted_keys else []
+    return [*signed, *_checks(scorer, run)]
 
 
 def refuse(path: Path, checks: list[Check]) -> None:
@@ -78,7 +80,7 @@ def _asked(name: str, check: Callable[[], Check]) -> Check:
 
 def _no_strangers(bundle: Bundle) -> Check:
     """Whether nothing lies in the folder that the manifest does not list; a zip is read by its manifest alone."""
-    known = {MANIFEST, CARD, *bundle.manifest["files"]}
+    known = {MANIFEST, SIGNATURE, CARD, *bundle.manifest["files"]}
     found = sorted(
         file.relative_to(bundle.path).as_posix() for file in bundle.path.rglob("*") if file.is_file()
     )  # of a zip: none

@@ -36,15 +36,19 @@ class How(NamedTuple):
     weight: float = 0.0
 
 
-def wish_of(state: Snapshot, question: Question, k: int, how: How, allowed: IntArray | None) -> Wish:
-    """What to search for."""
-    return Wish(
-        k,
-        excluded=state.known_answers(question) if how.exclude_known else None,
-        allowed=allowed,
-        nearer=state.within(question, how.hops) if how.hops else None,
-        weight=how.weight,
-    )
+def wishes(state: Snapshot, questions: Sequence[Question], k: int, how: How, among: Among | None) -> list[Wish]:
+    """What to search for, a wish to a question. Raises UnknownEntity, QueryError for what `among` holds."""
+    allowed = _allowed(state, among)
+    return [
+        Wish(
+            k,
+            excluded=state.known_answers(question) if how.exclude_known else None,
+            allowed=allowed,
+            nearer=state.within(question, how.hops) if how.hops else None,
+            weight=how.weight,
+        )
+        for question in questions
+    ]
 
 
 def predictions(state: Snapshot, found: Found) -> list[Prediction]:
@@ -54,21 +58,6 @@ def predictions(state: Snapshot, found: Found) -> list[Prediction]:
         Prediction(cell(rows, index, 0), cell(rows, index, 1), score)
         for index, score in zip(found[0].tolist(), found[1].tolist(), strict=True)
     ]
-
-
-def allowed_of(state: Snapshot, among: Among | None) -> IntArray | None:
-    """Indices of the entities that may be answers, rising; None for all. Raises UnknownEntity, QueryError."""
-    if among is None:
-        return None
-    if callable(among):
-        gone = set(state.fresh.gone.tolist())
-        places = (index for index in range(len(state.rows)) if index not in gone)
-        chosen = [index for index in places if among(cell(state.rows, index, 0))]
-    elif isinstance(among, Collection) and not isinstance(among, str | bytes):
-        chosen = [state.entities.find(key) for key in among]
-    else:
-        raise QueryError(f"among is a list of ids, or a function of an id, got {type(among).__name__}")
-    return np.unique(np.array(chosen, dtype=np.int64)) if chosen else NONE
 
 
 def paired(keys: str | Sequence[str], relations: str | Sequence[str]) -> list[tuple[str, str]]:
@@ -85,6 +74,25 @@ def paired(keys: str | Sequence[str], relations: str | Sequence[str]) -> list[tu
     return list(zip(keys, relations, strict=True))
 
 
+def directed_queries(state: Snapshot, heads: IntArray, relations: IntArray) -> tuple[IntArray, IntArray]:
+    """Indices of heads and directed relations, (Q,) each, as int64. Raises QueryError if one is out of range."""
+    try:
+        heads, relations = np.asarray(heads), np.asarray(relations)
+    except ValueError as error:  # lists of unequal lengths
+        raise QueryError(f"heads and relations must be two equally long rows: {error}") from error
+    if heads.ndim != 1 or heads.shape != relations.shape:
+        raise QueryError(f"heads and relations must be two equally long rows, got {heads.shape}, {relations.shape}")
+    for indices, limit, kind in (
+        (heads, len(state.entities.ids), "head"),
+        (relations, 2 * len(state.relations.ids), "directed relation"),
+    ):
+        if len(indices) and indices.dtype.kind not in "iu":
+            raise QueryError(f"{kind} indices must be whole numbers, got {indices.dtype}")
+        if len(indices) and not (indices.min() >= 0 and indices.max() < limit):
+            raise QueryError(f"a {kind} index is out of range, expected 0 to {limit - 1}")
+    return heads.astype(np.int64), relations.astype(np.int64)
+
+
 def checked_k(k: int) -> int:
     """`k` as an int. Raises QueryError if it is not a whole number of at least 1."""
     try:
@@ -94,3 +102,18 @@ def checked_k(k: int) -> int:
     if count < 1:
         raise QueryError(f"k must be 1 or more, got {count}")
     return count
+
+
+def _allowed(state: Snapshot, among: Among | None) -> IntArray | None:
+    """Indices of the entities that may be answers, rising; None for all. Raises UnknownEntity, QueryError."""
+    if among is None:
+        return None
+    if callable(among):
+        gone = set(state.fresh.gone.tolist())
+        places = (index for index in range(len(state.rows)) if index not in gone)
+        chosen = [index for index in places if among(cell(state.rows, index, 0))]
+    elif isinstance(among, Collection) and not isinstance(among, str | bytes):
+        chosen = [state.entities.find(key) for key in among]
+    else:
+        raise QueryError(f"among is a list of ids, or a function of an id, got {type(among).__name__}")
+    return np.unique(np.array(chosen, dtype=np.int64)) if chosen else NONE

@@ -8,8 +8,8 @@ a zip of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,21 @@ from typing import Any
 import numpy as np
 
 from pmd.serving.archive import FolderSource, Source, ZipSource, npy_array, npz_arrays
-from pmd.serving.errors import BundleError
+from pmd.serving.errors import BundleError, SignatureError
 from pmd.serving.known import KnownAnswers
 from pmd.serving.manifest import Manifest, check_manifest, parse_manifest, templates_of
 from pmd.serving.neighbours import NeighbourGraph
 from pmd.serving.platforms import check_platform
 from pmd.serving.rows import EntityRow, RelationRow, TextRows, format_rows
+from pmd.serving.signing import MOST_BYTES, Signature, check_signature, read_public_keys, read_signatures
 from pmd.serving.storage import sha256_of, write_atomic
 from pmd.serving.tables import Tables
 from pmd.serving.texts import Templates
 from pmd.serving.tokenization import TextTokenizer, TokenizerError
 from pmd.serving.vectors import VectorTable
+from pmd.serving.verified import VerifiedSource, verified_bytes
 
-MANIFEST, CARD = "manifest.json", "README.md"
+MANIFEST, SIGNATURE, CARD = "manifest.json", "manifest.sig", "README.md"
 ENTITIES, RELATIONS = "entities.tsv", "relations.tsv"
 VECTORS, SCALES = "entities.npy", "scales.npy"
 KNOWN, GRAPH = "known.npz", "graph.npz"
@@ -57,20 +59,29 @@ class Bundle:
     source: Source
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = False) -> Bundle:
+    def open(
+        cls, path: str | Path, *, verify: bool = False, trusted_keys: Sequence[str | Path] | None = None
+    ) -> Bundle:
         """Read a folder or zip. File sizes are always checked, with `verify` every sha256 as well.
 
-        Raises BundleError, in one line, if anything is missing, damaged, unsafe or does not fit together.
-        Raises PlatformError on a big-endian or 32-bit machine.
+        trusted_keys: PEM files of Ed25519 public keys, one of which must have signed the manifest. Every file is
+        then checked by its sha256 and used from the copy that was checked, in memory rather than mapped.
+        Raises BundleError, in one line, if anything is missing, damaged, unsafe or does not fit together;
+        SignatureError for what is not signed by a trusted key, PlatformError on a big-endian or 32-bit machine.
         """
         check_platform()
-        path = Path(path)
+        path, keys = Path(path), None if trusted_keys is None else read_public_keys(trusted_keys)
         source = _source(path)
         if source.size(MANIFEST) is None:
             raise BundleError(f"{path} is not a bundle: it has no {MANIFEST} at its top level")
-        manifest = parse_manifest(source.mapped(MANIFEST).tobytes(), f"{path}: {MANIFEST}")
+        data = source.mapped(MANIFEST).tobytes()
+        if keys is not None:  # before anything else is read, the manifest's JSON included
+            check_signature(data, _signatures(source, path), keys, f"{path}: {MANIFEST}")
+        manifest = parse_manifest(data, f"{path}: {MANIFEST}")
+        if keys is not None:
+            source = VerifiedSource(source, manifest["files"], {MANIFEST: data}, str(path))
         bundle = cls(path, manifest, _read_tables(source, manifest, path), source)
-        if verify:
+        if verify or keys is not None:
             for name in bundle.files():
                 bundle.read_verified(name)
             _check_lengths(bundle.tables, path)
@@ -110,12 +121,9 @@ class Bundle:
 
     def read_verified(self, name: str) -> bytes:
         """A file's bytes. Raises BundleError if they are not those of the manifest's sha256."""
-        data = self.source.mapped(name).tobytes()
-        if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]["sha256"]:
-            raise BundleError(
-                f"{self.path}: {name} is not what the manifest's sha256 says; it was changed or damaged"
-            )
-        return data
+        if isinstance(self.source, VerifiedSource):
+            return self.source.mapped(name).tobytes()
+        return verified_bytes(self.source, name, self.manifest["files"], str(self.path))
 
 
 def write_tables(folder: Path, tables: Tables) -> None:
@@ -134,8 +142,9 @@ def write_tables(folder: Path, tables: Tables) -> None:
 def seal(folder: Path, facts: Manifest) -> Manifest:
     """Write the manifest: `facts` plus size and sha256 of every file below `folder`. Returns it.
 
-    Raises BundleError if a required fact or file is missing.
+    A signature of an earlier manifest goes. Raises BundleError if a required fact or file is missing.
     """
+    (folder / SIGNATURE).unlink(missing_ok=True)
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -155,6 +164,12 @@ def _source(path: Path) -> Source:
     if path.is_file():
         return ZipSource.open(path)
     raise BundleError(f"no bundle at {path}; expected a folder or an uncompressed .zip made by pmd-export")
+
+
+def _signatures(source: Source, path: Path) -> list[Signature]:
+    if source.size(SIGNATURE) is None:
+        raise SignatureError(f"{path} is not signed: it has no {SIGNATURE}; get it from who signs it, or sign it")
+    return read_signatures(source.mapped(SIGNATURE)[: MOST_BYTES + 1].tobytes(), f"{path}: {SIGNATURE}")
 
 
 def _check_complete(manifest: Manifest, path: Path) -> None:

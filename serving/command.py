@@ -10,6 +10,7 @@ import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -19,6 +20,14 @@ from pmd.serving.exhausted import out_of_memory, ran_out_of_memory
 
 EXIT_FAILURE, EXIT_MISTAKE, EXIT_TIME_LIMIT, EXIT_INTERRUPTED = 1, 2, 75, 130
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+TRUSTED_KEY = click.option(
+    "--trusted-key",
+    "trusted_keys",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Open only what the key of this PEM file signed, and check all of it; may be given several times.",
+)
 
 
 class Command(click.Command):

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
-from pmd.serving.answers import Among, How, Prediction, allowed_of, checked_k, paired, predictions, wish_of
+from pmd.serving.answers import Among, How, Prediction, checked_k, directed_queries, paired, predictions, wishes
 from pmd.serving.bundle import QUERY, Bundle
 from pmd.serving.encoder import TowerEncoder
 from pmd.serving.entering import EntityMaker, Vector
@@ -66,6 +66,7 @@ class Scorer:
         threads: int | None = None,
         provider: str = "cpu",
         verify: bool = False,
+        trusted_keys: Sequence[str | Path] | None = None,
         cached_queries: int = 0,
         journal: str | Path | Journal | None = None,
         near: str | Path | None = None,
@@ -74,17 +75,19 @@ class Scorer:
 
         threads: of the graph and the search; by default the cores this process may use. provider: what runs the
         graph: cpu, cuda, openvino, coreml or xnnpack, as far as onnxruntime has it; never another than asked.
-        verify: check every file's sha256, and that vectors are of unit length. cached_queries: vectors of recent
-        questions to keep; none by default, so that timings are honest. journal: a file that keeps every change of
-        the graph from the moment the call that made it returns; changes that it already holds are made again. The
-        `journal` of another Scorer of this bundle is gone on with; close that Scorer then. near: an index made by `pmd.serving.near`, for graphs of many millions; answers are then approximate.
-        Raises BundleError, ProviderError, MissingExtra, JournalError, NearError.
+        verify: check every file's sha256, and that vectors are of unit length. trusted_keys: PEM files of Ed25519
+        public keys; only a bundle that one of them signed is opened, and all of it is verified. cached_queries:
+        vectors of recent questions to keep; none by default, so that timings are honest. journal: a file that keeps
+        every change of the graph from the moment the call that made it returns; changes that it already holds are
+        made again. The `journal` of another Scorer of this bundle is gone on with; close that Scorer then. near: an
+        index made by `pmd.serving.near`, for graphs of many millions; answers are then approximate.
+        Raises BundleError, SignatureError, ProviderError, MissingExtra, JournalError, NearError.
         """
-        bundle = Bundle.open(path, verify=verify)
+        bundle = Bundle.open(path, verify=verify, trusted_keys=trusted_keys)
         encoder = TowerEncoder.load(
             bundle, QUERY, provider=provider, threads=threads, cached_texts=max(0, cached_queries)
         )
-        index = None if near is None else _opened_index(Path(near), bundle, verify)
+        index = None if near is None else _opened_index(Path(near), bundle, verify or trusted_keys is not None)
         return cls(bundle, encoder, threads=threads, provider=provider, journal=journal, near=index)
 
     def close(self) -> None:
@@ -346,7 +349,8 @@ class Scorer:
 
         The target is whole or absent whatever happens. Metrics in the manifest stay those of the export; its
         `changes` count what was changed since, and `journal` which changes of the journal are in it, so that the
-        new bundle can go on with the same journal. Raises StorageError if the path exists, unless `replace`.
+        new bundle can go on with the same journal. What is saved is not signed, whatever was loaded: `pmd-sign`
+        does that. Raises StorageError if the path exists, unless `replace`.
         """
         return self._graph.save(Path(path), replace=replace)
 
@@ -365,10 +369,9 @@ class Scorer:
             state.question(key, relation, inverse=how.inverse, is_text=how.is_text)
             for key, relation in paired(keys, relations)
         ]
-        allowed = allowed_of(state, among)
-        wishes = [wish_of(state, question, count, how, allowed) for question in questions]
+        wanted = wishes(state, questions, count, how, among)
         vectors = self._encoder([question.text for question in questions])
-        answers = [predictions(state, found) for found in search.best(vectors, wishes, state.changed)]
+        answers = [predictions(state, found) for found in search.best(vectors, wanted, state.changed)]
         return answers[0] if isinstance(keys, str) and isinstance(relations, str) else answers
 
     def _rerank_settings(self, wanted: bool) -> tuple[int, float]:
@@ -387,20 +390,7 @@ class Scorer:
         return with_neighbours(score, state.tables.graph, hops=hops, weight=weight)
 
     def _scores(self, state: Snapshot, heads: IntArray, relations: IntArray) -> FloatArray:
-        heads, relations = (np.asarray(indices) for indices in (heads, relations))
-        if heads.ndim != 1 or heads.shape != relations.shape:
-            raise QueryError(
-                f"heads and relations must be two equally long rows, got {heads.shape}, {relations.shape}"
-            )
-        for indices, limit, kind in (
-            (heads, len(state.entities.ids), "head"),
-            (relations, 2 * len(state.relations.ids), "directed relation"),
-        ):
-            if len(indices) and indices.dtype.kind not in "iu":
-                raise QueryError(f"{kind} indices must be whole numbers, got {indices.dtype}")
-            if len(indices) and not (indices.min() >= 0 and indices.max() < limit):
-                raise QueryError(f"a {kind} index is out of range, expected 0 to {limit - 1}")
-        vectors = self._encoder(state.texts.queries(heads.astype(np.int64), relations.astype(np.int64)))
+        vectors = self._encoder(state.texts.queries(*directed_queries(state, heads, relations)))
         return state.tables.vectors.scores(vectors)
 
 

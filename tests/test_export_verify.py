@@ -14,10 +14,12 @@ from pmd.export.cli import main
 from pmd.export.errors import VerifyError
 from pmd.export.loading import load_stage
 from pmd.export.making import PRECISIONS, Making
+from pmd.export.signing import SigningKey, sign_folder
 from pmd.export.source import Run
 from pmd.export.verify import Check, refuse, verify
 from pmd.serving.archive import pack
 from pmd.serving.bundle import seal
+from tests.signing_keys import write_keys
 from tests.tiny_run import write_run
 
 FILES, QUERY_GRAPH, ENTITY_GRAPH = ["files", "unlisted files"], ["query graph"], ["entity graph"]
@@ -142,6 +144,17 @@ def flipped(path, at):
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
+
+
+def test_a_signature_is_checked_where_keys_are_trusted(copied, tmp_path):
+    private, public = write_keys(tmp_path, "maker")
+    sign_folder(copied("edge"), SigningKey.read(private))
+    good, bad = checked(tmp_path / "edge")
+    assert (list(good), bad) == (WITHOUT_ENTITY_TOWER, {})
+    good, bad = checked(tmp_path / "edge", "--trusted-key", public)
+    assert (list(good), bad) == (["signature", *WITHOUT_ENTITY_TOWER], {})
+    other = write_keys(tmp_path, "other")[1]
+    assert "is signed by key" in refused("--verify", tmp_path / "edge", "--trusted-key", other)
 
 
 def test_a_changed_byte_is_named_in_every_file(bundles, copied):

@@ -17,7 +17,9 @@ from huggingface_hub import constants
 from huggingface_hub.utils import reset_sessions
 
 from pmd.export.hubcli import main
+from pmd.export.signing import SigningKey, sign_folder
 from pmd.serving.bundle import Bundle
+from tests.signing_keys import write_keys
 from tests.stub_hub import TOKEN, as_json, refusal, running_hub
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -121,6 +123,18 @@ def test_what_an_earlier_bundle_had_goes_and_other_files_stay(bundle, hub, tmp_p
     assert hub.head(REPO) == {
         **contents(other), "LICENSE": b"mine", ".gitattributes": hub.head(REPO)[".gitattributes"],
     }  # fmt: skip
+
+
+def test_a_signature_goes_over_and_goes_with_its_bundle(bundle, hub, tmp_path):
+    private, public = write_keys(tmp_path, "maker")
+    sign_folder(shutil.copytree(bundle, tmp_path / "signed"), SigningKey.read(private))
+    push(tmp_path / "signed", hub)
+    pulled = done("pull", REPO, tmp_path / "back", "--endpoint", hub.address)
+    assert contents(tmp_path / "back") == contents(tmp_path / "signed")
+    assert pulled["files"] == len(contents(tmp_path / "signed"))
+    Bundle.open(tmp_path / "back", trusted_keys=[public])
+    push(bundle, hub)
+    assert "manifest.sig" not in hub.head(REPO)
 
 
 def test_a_repository_of_something_else_keeps_all_it_has(bundle, hub):

@@ -46,6 +46,7 @@ def test_public_names_are_pinned_and_sorted():
         "QueryError",
         "Scorer",
         "ServingError",
+        "SignatureError",
         "UnknownEntity",
         "UnknownRelation",
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pmd.serving.command import HELP, Command, NumberRange, emit
+from pmd.serving.command import HELP, TRUSTED_KEY, Command, NumberRange, emit
 from pmd.serving.cores import default_threads
 from pmd.serving.errors import QueryError
 from pmd.serving.extras import require
@@ -44,6 +44,7 @@ AT_LEAST_1 = click.IntRange(min=1)
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
 )
 @click.option("--threads", type=AT_LEAST_1, help="Calls of a bundle's model at once.  [default: the usable cores]")
+@TRUSTED_KEY
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
@@ -101,6 +102,7 @@ def main(
     host: str,
     port: int,
     threads: int | None,
+    trusted_keys: tuple[Path, ...],
     api_key_file: Path | None,
     admin_key_file: Path | None,
     journal: Path | None,
@@ -128,7 +130,7 @@ def main(
 
     def opened(name: str, before: Journal | None = None) -> Scorer:
         kept = before or (None if journal is None else journal / f"{name}.journal")
-        return _loaded(name, named[name], kept, quiet)
+        return _loaded(name, named[name], trusted_keys, kept, quiet)
 
     with bound_socket(host, port) as listener, ExitStack() as scorers_closed:
         url = url_of(listener)
@@ -176,10 +178,12 @@ def _named(bundles: tuple[Path, ...]) -> dict[str, Path]:
     return named
 
 
-def _loaded(name: str, path: Path, journal: Path | Journal | None, quiet: bool) -> Scorer:
+def _loaded(
+    name: str, path: Path, trusted_keys: tuple[Path, ...], journal: Path | Journal | None, quiet: bool
+) -> Scorer:
     started = time.perf_counter()
     # Many calls of one thread do more than one call of many.
-    scorer = Scorer.load(path, threads=1, journal=journal)
+    scorer = Scorer.load(path, threads=1, trusted_keys=trusted_keys or None, journal=journal)
     if not quiet:
         took = f"loaded in {time.perf_counter() - started:.2f} s"
         click.echo(f"{name}: {scorer.num_entities} entities, {scorer.num_relations} relations, {took}", err=True)
