@@ -79,9 +79,8 @@ class LiveGraph:
             self.journal.close()
 
     def _do(self, change: Change) -> None:
-        after = self._after(
-            change
-        )  # before it is on the disk: what fails here, for want of memory say, is not made
+        # Worked out before it is on the disk: what fails here, for want of memory say, is not made.
+        after = self._after(change)
         if self.journal is not None:
             self.journal.write(change)
         self.now = after

@@ -60,55 +60,91 @@ def full_disk_save(ground: Ground) -> Tally:
 
 
 def full_disk_live(ground: Ground) -> Tally:
-    """Changes until they are refused, then more of them, then there is room again; the journal is opened anew."""
-    from pmd.serving import Scorer
+    """Changes until they are refused, then the same again, then the disk is well; the journal is opened anew."""
     from tests.tiny_bundle import write_tiny_bundle
-    from tests.trust.changing import Changes, changes_kept, seen
 
     tally, random_ = Tally(), ground.random
     bundle = write_tiny_bundle(ground.folder / "bundle")
     with small_disk(ground.folder / "disk", DISK_BYTES) as disk:
         for number in range(ground.count):
-            path, seed = disk.path / "deep" / "journal", ground.seed + number
-            scorer, changes, made = Scorer.load(bundle, threads=1, journal=path), Changes(seed), 0
-            room_bytes = random_.randrange(1, 12_000)
-            disk.fill(room_bytes)
-            told = ""
-            while not told:
-                before = seen(scorer)
-                told = _told(partial(changes.make, scorer, made))
-                made += not told
-            wrong = _wrong_words(told)
-            if not all(_told(partial(changes.make, scorer, made)) for _ in range(random_.randrange(3))):
-                wrong.append("the same change was refused and then made, with no more room")
-            if seen(scorer) != before or changes_kept(scorer) != made:
-                wrong.append("a change that was refused is there")
-            disk.make_room()
-            for _ in range(3):
-                changes.make(scorer, made)
-                made += 1
-            wrong += _reopened(bundle, scorer, path, seed, made)
-            _count(tally, "full", told, wrong)
+            graph = _Changing(bundle, disk.path / "deep" / "journal", ground.seed + number)
+            how = random_.choice(("full", "full", "read-only", "taken away"))
+            if how == "full":
+                disk.fill(random_.randrange(1, 12_000))
+                told, wrong = graph.refused(random_.randrange(3))
+                disk.make_room()
+            elif how == "taken away":
+                graph.made(random_.randrange(5))
+                os.rename(disk.path / "deep", disk.path / "elsewhere")
+                told, wrong = graph.refused(random_.randrange(3))
+                os.rename(disk.path / "elsewhere", disk.path / "deep")
+            else:
+                graph.made(random_.randrange(5))
+                told, wrong = graph.opened_while(disk)
+            graph.made(3)
+            wrong += graph.reopened()
+            _count(tally, how, told, wrong)
             _clear(disk)
     return tally
 
 
-def _reopened(bundle: Path, scorer: object, path: Path, seed: int, made: int) -> list[str]:
-    """What is wrong when a journal is opened again that should hold so many changes."""
-    from pmd.serving import PmdError, Scorer
-    from tests.trust.changing import Changes, changes_kept, seen
+class _Changing:
+    """A graph with a journal, and how many changes of a sequence were made to it."""
 
-    if isinstance(scorer, Scorer):
-        scorer.close()
-    serial, changes = Scorer.load(bundle, threads=1), Changes(seed)
-    for number in range(made):
-        changes.make(serial, number)
-    try:
-        with Scorer.load(bundle, threads=1, journal=path) as again:
-            same = changes_kept(again) == made and seen(again) == seen(serial)
-    except PmdError as error:
-        return [f"the journal does not open: {error}"]
-    return [] if same else ["opened again, it is not what was acknowledged"]
+    def __init__(self, bundle: Path, journal: Path, seed: int) -> None:
+        from pmd.serving import Scorer
+        from tests.trust.changing import Changes
+
+        self._bundle, self._journal, self._seed = bundle, journal, seed
+        self._load = partial(Scorer.load, bundle, threads=1)
+        self._scorer, self._changes = self._load(journal=journal), Changes(seed)
+        self._made = 0
+
+    def made(self, count: int) -> None:
+        """Make the next changes."""
+        for _ in range(count):
+            self._changes.make(self._scorer, self._made)
+            self._made += 1
+
+    def refused(self, more: int) -> tuple[str, list[str]]:
+        """Make changes until one is refused, and try that one some times more: what was told, and what is wrong."""
+        from tests.trust.changing import changes_kept, seen
+
+        told = ""
+        while not told:
+            before = seen(self._scorer)
+            told = _told(partial(self._changes.make, self._scorer, self._made))
+            self._made += not told
+        wrong = _wrong_words(told)
+        if not all(_told(partial(self._changes.make, self._scorer, self._made)) for _ in range(more)):
+            wrong.append("the same change was refused and then made")
+        if seen(self._scorer) != before or changes_kept(self._scorer) != self._made:
+            wrong.append("a change that was refused is there")
+        return told, wrong
+
+    def opened_while(self, disk: Disk) -> tuple[str, list[str]]:
+        """Open the journal on a read-only disk, and then again."""
+        self._scorer.close()
+        disk.read_only()
+        told = _told(partial(self._load, journal=self._journal))
+        disk.writable()
+        self._scorer = self._load(journal=self._journal)
+        return told, _wrong_words(told) if told else ["a journal that cannot be written was opened"]
+
+    def reopened(self) -> list[str]:
+        """What is wrong when the journal is opened again."""
+        from tests.trust.changing import Changes, changes_kept, seen
+
+        self._scorer.close()
+        serial, changes = self._load(), Changes(self._seed)
+        for number in range(self._made):
+            changes.make(serial, number)
+        try:
+            with self._load(journal=self._journal) as again:
+                same = changes_kept(again) == self._made and seen(again) == seen(serial)
+        except PmdError as error:
+            return [f"the journal does not open: {error}"]
+        return [] if same else ["opened again, it is not what was acknowledged"]
 
 
 def full_disk_datasets(ground: Ground) -> Tally:
@@ -255,8 +291,8 @@ ATTACKS = (
     Attack(
         "full-disk-live",
         PART,
-        "Changes with a journal on a disk that fills: the change is refused in one line and not shown, and when "
-        "there is room again changes go on and all that was acknowledged is there",
+        "Changes with a journal on a disk that fills, is read-only, or loses the journal's folder: refused in one "
+        "line and not shown; when the disk is well changes go on, and all that was acknowledged is there",
         full_disk_live,
         quick=12,
         full=200,
