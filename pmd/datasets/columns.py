@@ -99,10 +99,11 @@ def _save(table: pa.Table, path: Path) -> None:
     import pyarrow.parquet as pq
     from pyarrow import csv
 
-    if path.suffix == ".parquet":
-        pq.write_table(table, path)
-    else:
-        csv.write_csv(table, path)
+    with open(path, "wb") as file:  # pyarrow itself opens no path that is not UTF-8
+        if path.suffix == ".parquet":
+            pq.write_table(table, file)
+        else:
+            csv.write_csv(table, file)
 
 
 def _beside(folder: Path, stem: str) -> Path | None:

@@ -90,7 +90,8 @@ def _by_order(path: Path, names: Sequence[str], headings: Headings, needed: int)
 
 def _parquet(path: Path) -> tuple[pa.Table, list[str]]:
     try:
-        table = pq.read_table(path)
+        with open(path, "rb") as file:  # pyarrow itself opens no path that is not UTF-8
+            table = pq.read_table(file)
         return table, table.column_names
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is not UTF-8
         raise DatasetError(f"{path}: not a Parquet file, or cut short ({_first_line(error)})") from error
