@@ -8,12 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pmd.batches import Batching
+from pmd.datasets.plain_yaml import parse_yaml
 from pmd.errors import RecipeError
-from pmd.serving.texts import Templates
+from pmd.serving.texts import TemplateError, Templates
 
 Method = Literal["pmd", "pmd-no-mgfd", "lkd", "pkd", "baseline"]
 LEAST, MOST = 1.2e-38, 3.4e38
@@ -30,6 +30,8 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False), AfterValidator(_in_float32)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False), AfterValidator(_in_float32)]
+SHOWN = 60
+"""Characters of a user's text in a message."""
 
 
 class Rerank(BaseModel):
@@ -156,9 +158,11 @@ def load_recipe(source: str, overrides: Mapping[str, Any]) -> Recipe:
     settings = {**_read_yaml(source), **overrides}
     try:
         return Recipe(**settings)
+    except TemplateError as error:
+        raise RecipeError(f"recipe {source}: templates: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = " ".join(".".join(str(part) for part in first["loc"]).split())[:SHOWN]
         if first["type"] == "extra_forbidden":
             raise RecipeError(
                 f"unknown recipe key {key!r}; known keys: {', '.join(Recipe.model_fields)}"
@@ -177,11 +181,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """KEY=VALUE of `--set`; the value is read as YAML. Raises RecipeError if there is no "="."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {text!r} is not KEY=VALUE")
+        raise RecipeError(f"--set {text[:SHOWN]!r} is not KEY=VALUE")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {text!r}: the value is not YAML") from error
+        return key, parse_yaml(value)
+    except ValueError as error:
+        raise RecipeError(f"--set {text[:SHOWN]!r}: the value is not YAML: {error}") from error
 
 
 def _read_yaml(source: str) -> dict[str, Any]:
@@ -194,9 +198,9 @@ def _read_yaml(source: str) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"no recipe file {path}")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        settings = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the text's encoding, too
+        raise RecipeError(f"{path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"{path} is not a mapping of recipe keys to values")
     return settings
