@@ -138,5 +138,5 @@ async def _as_refusal(request: Request, error: Exception) -> Response:
         allowed = (error.headers or {}).get("Allow", "")
         message = f"{request.method[:20]} is not possible here; use {allowed}"
         raise Refusal(405, "wrong_method", message, error.headers) from error
-    path = request.url.path
+    path = request.scope["path"]  # not its URL: a query that is no UTF-8 has none
     raise Refusal(404, "not_found", f"there is nothing at {path[:60]!r}; see /docs", error.headers) from error
