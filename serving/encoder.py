@@ -47,7 +47,7 @@ def open_session(
 
     threads: default as `cores.default_threads`; XNNPACK has a pool of its own, of the same size.
 
-    Raises MissingExtra without an onnxruntime that loads, ProviderError if the provider is absent or refuses the model,
+    Raises MissingExtra where no onnxruntime loads, ProviderError if the provider is absent or refuses the model,
     BundleError if the model itself is damaged.
     """
     onnxruntime = extras.load("cpu", "onnxruntime")  # here, not above: importing pmd.serving must work without it
