@@ -21,7 +21,7 @@ def require(extra: str, *modules: str) -> None:
 def load(extra: str, module: str) -> ModuleType:
     """Import a module of an optional extra.
 
-    Raises `MissingExtra` where it is not there or cannot be loaded, OutOfMemory where memory does not suffice for it.
+    Raises `MissingExtra` where it is not there or cannot be loaded, OutOfMemory where memory does not suffice.
     """
     require(extra, module)
     try:

@@ -1,4 +1,4 @@
-"""Which processors the runtime answers on: 64 bits, the least significant byte first. Others are refused, with why."""
+"""Which processors the runtime answers on: of 64 bits, the least significant byte first. Others are refused."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ def check_platform() -> None:
     """
     if sys.byteorder != "little":
         raise PlatformError(
-            f"this processor keeps numbers {sys.byteorder}-endian; bundles hold little-endian tables that are mapped "
+            f"this processor keeps numbers {sys.byteorder}-endian; bundles hold little-endian tables, mapped "
             "into memory as they are: use a little-endian machine (x86-64 or aarch64)"
         )
     if sys.maxsize < MOST_INDEX_64:
         bits = sys.maxsize.bit_length() + 1
-        raise PlatformError(
-            f"this Python is of {bits} bits; bundles are mapped into memory whole, which takes 64: use a 64-bit Python"
-        )
+        raise PlatformError(f"this Python is of {bits} bits; bundles are mapped into memory whole: use one of 64")
