@@ -91,7 +91,7 @@ AT_LEAST_1 = click.IntRange(min=1)
 )
 @click.option(
     "--header-seconds",
-    type=click.FloatRange(min=0.001, max=3600),
+    type=NumberRange(min=0.001, max=3600),
     default=DEFAULT.header_seconds,
     show_default=True,
     help="For sending the headers of a request.",

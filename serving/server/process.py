@@ -21,7 +21,8 @@ FILES_OF_PROCESS, FILES_OF_BUNDLE = 64, 32  # open besides the connections; a bu
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RELOAD_SIGNAL = getattr(signal, "SIGHUP", None)  # Windows has none
 BACKLOG = 1024  # connections that the system holds until they are taken
-TAKEN_AT_ONCE = 64  # of them; asyncio takes as many as may wait, before it does anything else
+TAKEN_AT_ONCE = 32  # of them; asyncio takes as many as may wait, before it does anything else
+TURNS_TO_CLOSE = 4  # of the event loop, from taking a connection to having closed those that made room for it
 GRACE_SECONDS = 5.0  # beyond the time limit of a request, before those still running are given up
 
 
@@ -50,7 +51,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 def other_files(bundles: int) -> int:
     """Open files of a server of so many bundles besides its connections, with room to spare."""
-    return FILES_OF_PROCESS + TAKEN_AT_ONCE + FILES_OF_BUNDLE * bundles
+    return FILES_OF_PROCESS + TURNS_TO_CLOSE * TAKEN_AT_ONCE + FILES_OF_BUNDLE * bundles
 
 
 def url_of(listener: socket.socket) -> str:
