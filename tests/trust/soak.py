@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 STEADY, CHANGING = "steady", "changing"
 ASKERS, FORM_ASKERS = 6, 2
 THINKING_SECONDS = 0.02
-CHANGE_SECONDS, RELOAD_SECONDS, HANGUP_SECONDS, SCRAPE_SECONDS, BREAK_SECONDS = 0.2, 3.0, 7.0, 5.0, 11.0
+OWN_BUNDLE = "PMD_SOAK_BUNDLE"  # of the environment: a bundle's folder to serve in place of the tiny one
+CHANGE_SECONDS, RELOAD_SECONDS, HANGUP_SECONDS, SCRAPE_SECONDS, BREAK_SECONDS = 0.4, 3.0, 7.0, 5.0, 11.0
 PATIENCE_SECONDS = 20.0
 NEW_ENTITIES = 40  # ids that come and go: as many as ever are there at once
 SAME = 3e-7  # between scores: float32, with what else stands in the same call
@@ -53,10 +56,11 @@ class Soak:
         self.mirror = Scorer.load(folder / CHANGING, threads=1)
         self.last = time.monotonic() + ground.count
         self.samples = Samples(ground.count)
+        self.ids = list(self.steady.entity_ids), list(self.steady.relation_ids)
 
     async def run(self) -> None:
         """All clients until the time is over."""
-        ids = list(self.steady.entity_ids), list(self.steady.relation_ids)
+        ids = self.ids
         async with asyncio.TaskGroup() as group:
             for number in range(ASKERS):
                 group.create_task(self._ask(STEADY, ids, random.Random(self.seed * 100 + number), self._exact))
@@ -136,10 +140,11 @@ class Soak:
 
     async def _compare(self, client: Client, entity: str) -> None:
         """A question about the entity that was just changed, to the server and to the mirror."""
-        body = {"relation": "treats", "tail": "fever", "k": 60, "exclude_known": False}
+        tail, relation = self.ids[0][0], self.ids[1][0]
+        body = {"relation": relation, "tail": tail, "k": 60, "exclude_known": False}
         answer = await self._answer(client, "POST", f"/v1/bundles/{CHANGING}/heads", body)
         if answer is not None:
-            expected = _top(self.mirror.top_heads("treats", "fever", 60, exclude_known=False))
+            expected = _top(self.mirror.top_heads(relation, tail, 60, exclude_known=False))
             self._judge("answer after a change", entity, answer[0] == 200 and alike(answer[1], expected), answer)
         answer = await self._answer(client, "GET", f"/v1/bundles/{CHANGING}/entities?query={entity}&limit=100")
         if answer is not None:
@@ -263,9 +268,12 @@ def soak(ground: Ground) -> Tally:
     """The attack: `count` seconds of load."""
     from tests.tiny_bundle import write_tiny_bundle
 
-    tally = Tally()
+    tally, own = Tally(), os.environ.get(OWN_BUNDLE)
     for name in (STEADY, CHANGING):
-        write_tiny_bundle(ground.folder / name)
+        if own:
+            shutil.copytree(own, ground.folder / name)
+        else:
+            write_tiny_bundle(ground.folder / name)
     bundles = [ground.folder / name for name in (STEADY, CHANGING)]
     with served(ground.folder, *bundles, "--journal", ground.folder / "journals") as server:
         run = Soak(server, ground.folder, ground, tally)
