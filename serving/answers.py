@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from pmd.serving.asked import flag, listed, shown, whole_number
 from pmd.serving.errors import QueryError
 from pmd.serving.known import IntArray
 from pmd.serving.rows import cell
@@ -61,10 +61,10 @@ def predictions(state: Snapshot, found: Found) -> list[Prediction]:
 
 
 def paired(keys: str | Sequence[str], relations: str | Sequence[str]) -> list[tuple[str, str]]:
-    """Each entity with its relation; a single one of either serves all of the other."""
-    for given in (keys, relations):
-        if not hasattr(given, "__len__"):
-            raise QueryError(f"give ids, names or texts, one or a list of them; got {type(given).__name__}")
+    """Each entity with its relation; a single one of either serves all of the other. Raises QueryError."""
+    wanted = "give ids, names or texts, one or a list of them"
+    keys = keys if isinstance(keys, str) else listed(keys, wanted)
+    relations = relations if isinstance(relations, str) else listed(relations, wanted)
     if isinstance(keys, str):
         keys = [keys] * (1 if isinstance(relations, str) else len(relations))
     if isinstance(relations, str):
@@ -95,13 +95,29 @@ def directed_queries(state: Snapshot, heads: IntArray, relations: IntArray) -> t
 
 def checked_k(k: int) -> int:
     """`k` as an int. Raises QueryError if it is not a whole number of at least 1."""
-    try:
-        count = operator.index(k)
-    except TypeError as error:
-        raise QueryError(f"k must be a whole number, got {k!r}") from error
-    if count < 1:
-        raise QueryError(f"k must be 1 or more, got {count}")
-    return count
+    return whole_number(k, "k")
+
+
+def questions_of(
+    state: Snapshot, keys: str | Sequence[str], relations: str | Sequence[str], how: How
+) -> list[Question]:
+    """The directed queries that were asked. Raises UnknownEntity, UnknownRelation, QueryError."""
+    inverse, is_text = how.inverse, flag(how.is_text, "head_is_text or tail_is_text")
+    flag(how.exclude_known, "exclude_known")
+    return [state.question(key, via, inverse=inverse, is_text=is_text) for key, via in paired(keys, relations)]
+
+
+def pair_questions(state: Snapshot, triples: Sequence[tuple[str, str, str]]) -> tuple[list[Question], IntArray]:
+    """The questions for tails of triples, and the indices of their tails, int64 (N,). Raises as `questions_of`."""
+    questions, tails = [], []
+    for triple in listed(triples, "give a list of triples"):
+        parts = listed(triple, "a triple is (head, relation, tail)")
+        if len(parts) != 3:
+            raise QueryError(f"a triple is (head, relation, tail), got {shown(triple)}")
+        head, relation, tail = parts
+        questions.append(state.question(head, relation, inverse=False, is_text=False))
+        tails.append(state.entities.find(tail))
+    return questions, np.array(tails, dtype=np.int64)
 
 
 def _allowed(state: Snapshot, among: Among | None) -> IntArray | None:

@@ -40,7 +40,8 @@ def listed(given: object, what: str) -> list[Any]:
     """The items of a list, tuple or row of an array. Raises QueryError for what is no list, and for sets."""
     if not isinstance(given, NOT_LISTS) and hasattr(given, "__len__"):
         try:
-            return list(given)  # type: ignore[call-overload]
+            items: list[Any] = list(given)  # type: ignore[call-overload]
+            return items
         except TypeError:  # a class, or an array without a row
             pass
     raise QueryError(f"{what}; got {type(given).__name__} {shown(given)}")

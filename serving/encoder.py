@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pmd.serving import extras
+from pmd.serving.asked import shown, thread_count
 from pmd.serving.bundle import MODEL, Bundle
 from pmd.serving.cores import default_threads
-from pmd.serving.errors import BundleError, ProviderError, QueryError
+from pmd.serving.errors import BundleError, ProviderError
 from pmd.serving.exhausted import out_of_memory, ran_out_of_memory
 from pmd.serving.known import IntArray
 from pmd.serving.ranking import FloatArray
@@ -52,17 +53,17 @@ def open_session(
     """
     onnxruntime = extras.load("cpu", "onnxruntime")  # here, not above: importing pmd.serving must work without it
     available = onnxruntime.get_available_providers()
+    if not isinstance(provider, str):
+        raise ProviderError(f"provider is one of {', '.join(PROVIDERS)}, got {shown(provider)}")
     provider = PROVIDERS.get(provider, provider)
     if provider not in available:
         has = ", ".join(short for short, name in PROVIDERS.items() if name in available)
         raise ProviderError(f"{provider} is not in this onnxruntime, which has {has}; ask for one of those")
-    threads = default_threads() if threads is None else threads
-    if threads < 1:
-        raise QueryError(f"threads must be 1 or more, got {threads}")
+    threads = default_threads() if threads is None else thread_count(threads)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    source = model if isinstance(model, bytes) else str(model)
+    source = _openable(model)
     try:
         own = {"intra_op_num_threads": str(threads)} if provider == PROVIDERS["xnnpack"] else {}
         kept = SLOW_FUSIONS if provider == CPU_PROVIDER else []
@@ -82,6 +83,17 @@ def open_session(
 def texts_per_run(precision: str) -> int:
     """How many texts a graph of this precision may read at once: a dynamic one takes its scales from the batch."""
     return 1 if precision in DYNAMIC_PRECISIONS else TEXTS_PER_RUN
+
+
+def _openable(model: bytes | str | Path) -> bytes | str:
+    """A model as onnxruntime takes it: its bytes where its path is no text, for which onnxruntime has no way."""
+    if isinstance(model, bytes):
+        return model
+    try:
+        str(model).encode()
+    except UnicodeEncodeError:
+        return Path(model).read_bytes()
+    return str(model)
 
 
 class TowerEncoder:

@@ -14,9 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
 
-import numpy as np
-
-from pmd.serving.answers import Among, How, Prediction, checked_k, directed_queries, paired, predictions, wishes
+from pmd.serving.answers import (
+    Among,
+    How,
+    Prediction,
+    checked_k,
+    directed_queries,
+    pair_questions,
+    predictions,
+    questions_of,
+    wishes,
+)
+from pmd.serving.asked import flag, shown, whole_number
 from pmd.serving.bundle import QUERY, Bundle
 from pmd.serving.encoder import TowerEncoder
 from pmd.serving.entering import EntityMaker, Vector
@@ -84,9 +93,8 @@ class Scorer:
         Raises BundleError, SignatureError, ProviderError, MissingExtra, JournalError, NearError.
         """
         bundle = Bundle.open(path, verify=verify, trusted_keys=trusted_keys)
-        encoder = TowerEncoder.load(
-            bundle, QUERY, provider=provider, threads=threads, cached_texts=max(0, cached_queries)
-        )
+        cached = whole_number(cached_queries, "cached_queries", least=0)
+        encoder = TowerEncoder.load(bundle, QUERY, provider=provider, threads=threads, cached_texts=cached)
         index = None if near is None else _opened_index(Path(near), bundle, verify or trusted_keys is not None)
         return cls(bundle, encoder, threads=threads, provider=provider, journal=journal, near=index)
 
@@ -150,7 +158,7 @@ class Scorer:
     def find_entity(self, key: str) -> str | None:
         """The id of the entity with this id, or this name if only one has it; None otherwise."""
         state = self._graph.snapshot
-        index = state.entities.match(key)
+        index = state.entities.match(state.entities.checked(key))
         return None if index is None else state.rows[index].id
 
     # ---- questions ------------------------------------------------------------------------------------------
@@ -255,15 +263,9 @@ class Scorer:
         Raises UnknownEntity, UnknownRelation, QueryError.
         """
         state, search = self._graph.now
-        questions, tails = [], []
-        for triple in triples:
-            if isinstance(triple, str) or not hasattr(triple, "__len__") or len(triple) != 3:
-                raise QueryError(f"a triple is (head, relation, tail), got {str(triple)[:60]!r}")
-            head, relation, tail = triple
-            questions.append(state.question(head, relation, inverse=False, is_text=False))
-            tails.append(state.entities.find(tail))
+        questions, tails = pair_questions(state, triples)
         vectors = self._encoder([question.text for question in questions])
-        return search.pair_scores(vectors, np.array(tails, dtype=np.int64), state.fresh)
+        return search.pair_scores(vectors, tails, state.fresh)
 
     def explain(
         self,
@@ -281,14 +283,16 @@ class Scorer:
         triples: how many known triples to show. Costs a few exact passes over the table of vectors.
         Raises UnknownEntity, UnknownRelation, QueryError.
         """
-        if asks not in ("tail", "head"):
-            raise QueryError(f"asks is 'tail' or 'head', got {str(asks)[:60]!r}")
+        if not isinstance(asks, str) or asks not in ("tail", "head"):
+            raise QueryError(f"asks is 'tail' or 'head', got {shown(asks)}")
         state = self._graph.snapshot.compacted
         given, wanted = (head, tail) if asks == "tail" else (tail, head)
-        question = state.question(given, relation, inverse=asks == "head", is_text=is_text)
+        text = flag(is_text, "is_text")
+        question = state.question(given, relation, inverse=asks == "head", is_text=text)
         answer = state.entities.find(wanted)
         scores = state.tables.vectors.scores(self._encoder([question.text]))[0]
-        return explain(state, question, answer, scores, *rerank_of(self.bundle.manifest), count=checked_k(triples))
+        count = whole_number(triples, "triples")
+        return explain(state, question, answer, scores, *rerank_of(self.bundle.manifest), count=count)
 
     def score_queries(self, heads: IntArray, relations: IntArray) -> FloatArray:
         """Scores of directed queries against every entity, (Q,), (Q,) indices -> float32 (Q, E).
@@ -365,10 +369,7 @@ class Scorer:
         among: Among | None,
     ) -> list[Prediction] | list[list[Prediction]]:
         (state, search), count = self._graph.now, checked_k(k)
-        questions = [
-            state.question(key, relation, inverse=how.inverse, is_text=how.is_text)
-            for key, relation in paired(keys, relations)
-        ]
+        questions = questions_of(state, keys, relations, how)
         wanted = wishes(state, questions, count, how, among)
         vectors = self._encoder([question.text for question in questions])
         answers = [predictions(state, found) for found in search.best(vectors, wanted, state.changed)]
@@ -376,17 +377,17 @@ class Scorer:
 
     def _rerank_settings(self, wanted: bool) -> tuple[int, float]:
         """Hops and weight where re-ranking is wanted. Raises QueryError for a bundle without."""
-        if wanted and self.bundle.manifest["rerank"] is None:
+        if flag(wanted, "reranked") and self.bundle.manifest["rerank"] is None:
             raise QueryError(f"{self.bundle.path} has no re-ranking settings; ask without reranked")
         return rerank_of(self.bundle.manifest) if wanted else (0, 0.0)
 
     def _split_scores(self, state: Snapshot, split: str, reranked: bool) -> ScoreQueries:
-        if split not in SPLIT_NAMES:
-            raise QueryError(f"no split {split!r}; a bundle has {', '.join(SPLIT_NAMES)}")
+        if not isinstance(split, str) or split not in SPLIT_NAMES:
+            raise QueryError(f"no split {shown(split)}; a bundle has {', '.join(SPLIT_NAMES)}")
         score: ScoreQueries = partial(self._scores, state)
-        if not reranked:
-            return score
         hops, weight = self._rerank_settings(reranked)
+        if not hops:
+            return score
         return with_neighbours(score, state.tables.graph, hops=hops, weight=weight)
 
     def _scores(self, state: Snapshot, heads: IntArray, relations: IntArray) -> FloatArray:
