@@ -109,7 +109,7 @@ ATTACKS = (
         "A wall clock that shows another time of eighty years at each look, while a graph is changed and saved and "
         "datasets are fetched and converted: the same bytes",
         clock_jumps,
-        quick=3,
+        quick=1,
         full=50,
     ),
 )

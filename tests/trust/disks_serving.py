@@ -304,7 +304,7 @@ ATTACKS = (
         "`pmd-data get` and `convert` onto such disks: exit code 2 and one line, nothing half-written, and the "
         "same command works when the disk does",
         full_disk_datasets,
-        quick=14,
+        quick=8,
         full=200,
         skip=why_no_disk,
     ),
