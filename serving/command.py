@@ -7,6 +7,7 @@ saved, 130 interrupted from the keyboard.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -72,6 +73,8 @@ class NumberRange(click.FloatRange):
 
 def leave(run: Callable[[], Any], name: str | None) -> NoReturn:
     """Leave the process with the exit code of `run`, or with one `error:` line and the code of its mistake."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it cannot show is escaped, not a traceback
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = run()
     except PmdError as error:
@@ -94,8 +97,16 @@ def leave(run: Callable[[], Any], name: str | None) -> NoReturn:
 
 
 def emit(result: dict[str, Any]) -> None:
-    """Print the JSON object that ends a command's stdout; NaN and infinity are refused, unknown is null."""
-    click.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    """Print the JSON object that ends a command's stdout; NaN and infinity are refused, unknown is null.
+
+    It is pure ASCII where stdout cannot hold its texts: a terminal of few characters, a file name that is no text.
+    """
+    text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(result, allow_nan=False)
+    click.echo(text)
 
 
 def fail(message: str, code: int) -> NoReturn:
