@@ -387,7 +387,7 @@ class TestRdf:
     def test_files_beside_train_hold_texts_alone(self, tmp_path):
         (tmp_path / "train.nt").write_text("<urn:a> <urn:r> <urn:b> .\n")
         (tmp_path / "more.nt").write_text("<urn:a> <urn:r> <urn:c> .\n")
-        with pytest.raises(DatasetError, match=r"more.nt: links urn:a to urn:c"):
+        with pytest.raises(DatasetError, match=r"more.nt: links 'urn:a' to 'urn:c'"):
             load_graph(str(tmp_path))
         (tmp_path / "train.nt").rename(tmp_path / "part.nt")
         assert load_graph_of_all(tmp_path).num_entities == 3
