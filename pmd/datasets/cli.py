@@ -98,7 +98,7 @@ def get(
     A copy in PMD_DATA or in the package comes first. The cache is PMD_CACHE, or the platform's folder for caches.
     """
     from pmd.datasets.catalogue import load_catalogue
-    from pmd.datasets.fetch import fetch
+    from pmd.datasets.fetch import fetch, tidy
     from pmd.datasets.listing import entry_of
     from pmd.datasets.places import local_copy
 
@@ -109,6 +109,8 @@ def get(
         tick = _Ticker(show_progress(quiet))
         folder = fetch(entry, trust_first=trust_first_download, again=again, seconds=timeout, tick=tick)
         licence = entry.licence
+    else:
+        tidy(name)
     click.echo(f"{name} is in {folder}")
     emit({"schema": "pmd-data-get/1", "name": name, "path": str(folder), "licence": licence})
 

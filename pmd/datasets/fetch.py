@@ -10,7 +10,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pmd.datasets import layouts
@@ -39,9 +39,8 @@ def fetch(
     for the same. Raises DatasetError without it where a hash is not known, DownloadError if a file cannot be had or
     another process fetches the same, StorageError if the cache cannot be written.
     """
-    folder, waiting = fetched_root() / entry.name, fetched_root() / ".partial" / entry.name
+    folder, waiting = fetched_root() / entry.name, _waiting(entry.name)
     if folder.is_dir() and not again:
-        shutil.rmtree(waiting, ignore_errors=True)  # of one that was killed at the very end
         return folder
     noted = _noted_hashes(folder)
     unknown = [address for address in entry.unverified if address not in noted]
@@ -64,6 +63,18 @@ def fetch(
             _check_counts(entry, made)
         shutil.rmtree(waiting, ignore_errors=True)
     return folder
+
+
+def tidy(name: str) -> None:
+    """Remove what a fetch that was killed at its very end left of a dataset that is in the cache."""
+    if (fetched_root() / name).is_dir() and _waiting(name).is_dir():
+        with suppress(DownloadError), _alone(_waiting(name), name):  # not that of one that fetches it again now
+            shutil.rmtree(_waiting(name), ignore_errors=True)
+
+
+def _waiting(name: str) -> Path:
+    """Where the files of a dataset are until all of them are there."""
+    return fetched_root() / ".partial" / name
 
 
 @contextmanager

@@ -227,8 +227,8 @@ def _after_cut(synced: bytes, written: bytes, random_: random.Random) -> bytes:
     data = bytearray(synced + bytes(end - len(synced)))
     for start in range(len(synced) // SECTOR_BYTES * SECTOR_BYTES, end, SECTOR_BYTES):
         stop = min(start + SECTOR_BYTES, end)
-        if start < len(synced) or random_.random() < 0.6:
-            data[start:stop] = written[start:stop]
+        if random_.random() < 0.6:
+            data[max(start, len(synced)) : stop] = written[max(start, len(synced)) : stop]
     return bytes(data)
 
 
