@@ -1,6 +1,8 @@
 """Promises that hold the project together: who may import whom, and what the wheel installs."""
 
 import ast
+import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -46,6 +48,7 @@ FOLDERS = {"export", "serving", "benchmarks"}
 PACKAGES = FOLDERS | {"datasets", "study"}
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "matplotlib", "optimum", "pydantic"}
 HEAVY |= {"pyarrow", "rdflib", "optuna", "usearch", "starlette", "uvicorn", "prometheus_client", "cryptography"}
+WHEEL_SUFFIXES = {".py", ".yaml", ".json", ".tsv", ".onnx", ".j2", ".html", ".css", ".js", ".svg"}
 EDGE_BYTES = 300_000  # of our own code that answering needs
 
 
@@ -115,7 +118,11 @@ def test_nothing_unpickles_or_evaluates():
 
 def test_the_wheel_installs_every_package_and_its_data(tmp_path):
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
-    built = subprocess.run(command, capture_output=True, text=True)
+    (tmp_path / "extra.cfg").write_text(
+        f"[build]\nbuild_base = {tmp_path / 'build'}\n"
+    )  # not that of earlier trees
+    variables = {**os.environ, "DIST_EXTRA_CONFIG": str(tmp_path / "extra.cfg")}
+    built = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -132,3 +139,7 @@ def test_the_wheel_installs_every_package_and_its_data(tmp_path):
     tops = {name.split("/")[0] for name in names}
     assert tops == {"pmd"} | {top for top in tops if top.endswith(".dist-info")}
     assert not any("test" in name.split("/")[-1] and name.endswith(".py") for name in names)
+    for name in names:  # nothing but what lies in the repository, under the names that setup.py gives
+        source = ROOT / re.sub(r"^pmd/(serving|export|benchmarks)/", r"\1/", name)
+        assert ".dist-info/" in name or source.is_file(), name
+        assert Path(name).suffix in WHEEL_SUFFIXES or ".dist-info/" in name or name == "pmd/py.typed", name

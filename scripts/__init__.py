@@ -1,0 +1,1 @@
+"""What keeps the project: not installed, run from the repository's root by the Makefile."""
