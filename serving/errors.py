@@ -1,6 +1,7 @@
 """Errors that a user or a file can cause. Catch `PmdError` to catch them all.
 
 PmdError                  base of every error of this toolkit; `exit_code` is what a command ends with
+├── OutOfMemory           memory ran out (in pmd.serving.exhausted); a MemoryError as well
 ├── MissingExtra          an optional package is absent; the message is the pip command that brings it
 ├── PlatformError         this processor or Python cannot read bundles: big-endian, or 32 bits
 └── ServingError
