@@ -14,6 +14,7 @@ from pmd.serving.rows import cell
 from pmd.serving.search import Found, Wish
 from pmd.serving.snapshot import NONE, Question, Snapshot
 
+AMONG = "among is a list of ids, or a function of an id"  # in messages
 Among: TypeAlias = Collection[str] | Callable[[str], bool]
 """Who may be an answer: ids or names, or a predicate that is asked about every id."""
 
@@ -129,7 +130,7 @@ def _allowed(state: Snapshot, among: Among | None) -> IntArray | None:
         places = (index for index in range(len(state.rows)) if index not in gone)
         chosen = [index for index in places if among(cell(state.rows, index, 0))]
     elif isinstance(among, Collection) and not isinstance(among, str | bytes):
-        chosen = [state.entities.find(key) for key in among]
+        chosen = [state.entities.find(key) for key in listed(among, AMONG, ordered=False)]
     else:
-        raise QueryError(f"among is a list of ids, or a function of an id, got {type(among).__name__}")
+        raise QueryError(f"{AMONG}; got {type(among).__name__}")
     return np.unique(np.array(chosen, dtype=np.int64)) if chosen else NONE

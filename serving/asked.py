@@ -12,7 +12,8 @@ from pmd.serving.errors import QueryError
 
 SHOWN = 60  # characters of a wrong value in a message
 MOST_THREADS = 1024  # far above any device that a bundle is for; 100,000 threads stop the process for minutes
-NOT_LISTS = (str, bytes, bytearray, memoryview, Mapping, Set)
+TEXTS = (str, bytes, bytearray, memoryview)
+NOT_LISTS = (*TEXTS, Mapping, Set)
 """What has a length and is no list of ids: texts, bytes, and what has no order of its own."""
 
 
@@ -36,9 +37,12 @@ def flag(value: object, name: str) -> bool:
     raise QueryError(f"{name} must be True or False, got {shown(value)}")
 
 
-def listed(given: object, what: str) -> list[Any]:
-    """The items of a list, tuple or row of an array. Raises QueryError for what is no list, and for sets."""
-    if not isinstance(given, NOT_LISTS) and hasattr(given, "__len__"):
+def listed(given: object, what: str, *, ordered: bool = True) -> list[Any]:
+    """The items of a list, tuple or row of an array, or, if the order says nothing, of a set or a mapping's keys.
+
+    Raises QueryError, which begins with `what`, for anything else.
+    """
+    if not isinstance(given, NOT_LISTS if ordered else TEXTS) and hasattr(given, "__len__"):
         try:
             items: list[Any] = list(given)  # type: ignore[call-overload]
             return items

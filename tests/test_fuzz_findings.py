@@ -90,6 +90,12 @@ class TestQuestions:
         refused(QueryError, lambda: tiny_scorer.evaluate(both))
         refused(QueryError, lambda: tiny_scorer.score_queries([[0], [1, 2]], [0, 0]))
 
+    @pytest.mark.parametrize(
+        "among", ["aspirin", b"aspirin", bytearray(b"a"), 3, np.array("aspirin"), ["aspirin", 3]], ids=str
+    )
+    def test_among_of_a_wrong_kind(self, tiny_scorer, among):
+        refused(QueryError, lambda: tiny_scorer.top_tails("aspirin", "treats", among=among))
+
     def test_a_predicate_that_raises_is_the_callers_own(self, tiny_scorer):
         with pytest.raises(ZeroDivisionError):
             tiny_scorer.top_tails("aspirin", "treats", among=lambda key: 1 / 0)
