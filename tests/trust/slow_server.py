@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 PIECE_BYTES = 4096
+RANGES_SLOWER = 4  # so that most kills fall where the next request can go on
 
 
 class SlowServer(ThreadingHTTPServer):
@@ -54,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         for at in range(0, len(part), PIECE_BYTES):
             piece = part[at : at + PIECE_BYTES]
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
-            time.sleep(self.server.wait_seconds)
+            time.sleep(self.server.wait_seconds * (RANGES_SLOWER if self.path == "/ranges" else 1))
         if chunked:
             self.wfile.write(b"0\r\n\r\n")
 
