@@ -194,8 +194,8 @@ def npy_array(data: ByteArray, what: str) -> NDArray[Any]:
 
     Only plain numbers are read. Raises BundleError if header and data do not agree to the byte.
     """
-    if len(data) < 10 or data[:6].tobytes() != b"\x93NUMPY" or data[6] not in (1, 2):
-        raise BundleError(f"{what} is not a numpy file of version 1 or 2")
+    if len(data) < 10 or data[:6].tobytes() != b"\x93NUMPY" or data[6] not in (1, 2) or data[7] != 0:
+        raise BundleError(f"{what} is not a numpy file of version 1.0 or 2.0")
     width = 2 if data[6] == 1 else 4
     start = 8 + width + int.from_bytes(data[8 : 8 + width].tobytes(), "little")
     header = NPY_HEADER.fullmatch(data[8 + width : min(start, 4096)].tobytes())

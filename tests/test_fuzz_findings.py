@@ -1,5 +1,6 @@
 """What fuzzing found, kept: each input once ended in a traceback, in two lines, or in a wrong answer."""
 
+import io
 import json
 import logging
 import os
@@ -17,9 +18,10 @@ from pmd.datasets.cli import main as data_command
 from pmd.datasets.convert import convert
 from pmd.errors import DatasetError, RecipeError
 from pmd.recipe import load_recipe, parse_setting
+from pmd.serving.archive import npy_array
 from pmd.serving.asked import MOST_THREADS
 from pmd.serving.encoder import open_session
-from pmd.serving.errors import PmdError, QueryError
+from pmd.serving.errors import BundleError, PmdError, QueryError
 from pmd.serving.predictions import PredictionsError, read_ranks, write_predictions
 from pmd.serving.server.app import create_app
 from tests.bench_rows import report
@@ -210,6 +212,14 @@ class TestDocuments:
         about = write_predictions(tiny_scorer, "test", 1, file)
         file.write_text(json.dumps(about | {"lines": 0}) + "\n", encoding="utf-8")
         refused(PredictionsError, lambda: read_ranks(file))
+
+
+def test_a_numpy_file_of_a_version_that_there_is_not():
+    file = io.BytesIO()
+    np.save(file, np.arange(3))
+    data = bytearray(file.getvalue())
+    data[7] = 1
+    refused(BundleError, lambda: npy_array(np.frombuffer(bytes(data), np.uint8), "x.npy"))
 
 
 class TestNamesThatAreNoText:

@@ -73,7 +73,8 @@ def _guided(factory: str, count: int, seed: int, folder: Path, tally: Tally) -> 
 
 
 def _tell(tally: Tally) -> None:
-    found = {"outcomes": tally.outcomes, "failed": tally.failed_cases, "failures": tally.failures}
+    engine = "atheris, by coverage" if has_atheris() else "own mutations"
+    found = {"engine": engine, "outcomes": tally.outcomes, "failed": tally.failed_cases, "failures": tally.failures}
     sys.stdout.write(json.dumps(found) + "\n")
     sys.stdout.flush()
 

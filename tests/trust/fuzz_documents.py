@@ -233,10 +233,10 @@ ATTACKS = (
         "fuzz-recipes",
         "Mutated recipe files: a RecipeError, or the same recipe when it is written again",
         "recipes",
-        500,
+        300,
         10_000,
     ),
-    _attack("fuzz-settings", "Mutated --set KEY=VALUE: a RecipeError, or a recipe", "settings", 1_000, 20_000),
+    _attack("fuzz-settings", "Mutated --set KEY=VALUE: a RecipeError, or a recipe", "settings", 600, 15_000),
     _attack(
         "fuzz-reports",
         "Mutated report.json: a BenchError, or a report that compare and pick can tell of",

@@ -131,6 +131,7 @@ def fuzz(factory: str, count: int, ground: Ground, tally: Tally) -> None:
 
 def add(tally: Tally, found: dict[str, Any]) -> None:
     """Add what a child tallied."""
+    tally.figures["inputs_from"] = found["engine"]
     for outcome, cases in found["outcomes"].items():
         tally.saw(outcome, cases)
     for why in found["failures"]:

@@ -218,8 +218,8 @@ ATTACKS = (
         "fuzzing",
         "Mutated dataset files of every layout: a DatasetError, or a sound graph, the same when written and read",
         _readers,
-        quick=2_000,
-        full=60_000,
+        quick=1_200,
+        full=50_000,
     ),
     Attack(
         "fuzz-bulk-reading",

@@ -224,7 +224,7 @@ ATTACKS = (
         "fuzzing",
         "Texts and pairs of every script, control and special token: the tokens that transformers gives",
         _tokens,
-        quick=6_000,
+        quick=4_000,
         full=150_000,
     ),
     Attack(
