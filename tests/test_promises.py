@@ -106,14 +106,39 @@ def test_the_edge_runtime_is_small():
     assert sum(path.stat().st_size for path in files) < EDGE_BYTES
 
 
-def test_nothing_unpickles_or_evaluates():
-    forbidden = {"eval", "exec"}
-    for folder in MAY_IMPORT:
-        for path in modules(folder):
-            assert not {"pickle", "marshal", "shelve"} & set(imported(path)), path
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                    assert node.func.id not in forbidden, f"{path}:{node.lineno}"
+FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "torch.load",
+    "torch.jit.load",
+    "torch.hub.load",
+    "yaml.load",
+    "yaml.unsafe_load",
+}
+FORBIDDEN_CALLS |= {"os.system", "os.popen", "np.fromstring"}
+FORBIDDEN_ARGUMENTS = {
+    ("trust_remote_code", True),
+    ("allow_pickle", True),
+    ("shell", True),
+    ("weights_only", False),
+}
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_nothing_unpickles_evaluates_or_runs_what_a_file_says(folder):
+    for path in modules(folder):
+        assert not FORBIDDEN_MODULES & set(imported(path)), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                where = f"{path}:{node.lineno}"
+                assert ast.unparse(node.func) not in FORBIDDEN_CALLS, where
+                given = {
+                    (word.arg, word.value.value) for word in node.keywords if isinstance(word.value, ast.Constant)
+                }
+                assert not FORBIDDEN_ARGUMENTS & given, where
+                if ast.unparse(node.func) in ("AutoModel.from_pretrained", "AutoConfig.from_pretrained"):
+                    assert ("trust_remote_code", False) in given, f"{where}: code from a hub could run"
 
 
 def test_the_wheel_installs_every_package_and_its_data(tmp_path):
