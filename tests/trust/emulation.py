@@ -62,7 +62,7 @@ def python_on(name: str, *arguments: str, timeout: float = 600) -> subprocess.Co
     libraries = ":".join(str(system / "usr/lib" / one.library / kind) for kind in ("blas", "lapack"))
     emulator = [str(_qemu(name)), "-E", f"LD_LIBRARY_PATH={libraries}", "-L", str(system), str(_python(name))]
     outside = {"PATH": os.environ["PATH"], "PYTHONHOME": str(system / "usr")}
-    outside["PYTHONPATH"] = f"{system / 'opt/site'}:{ROOT}"
+    outside["PYTHONPATH"] = f"{ROOT}:{system / 'opt/site'}"
     command = [*emulator, "-B", *arguments]
     return subprocess.run(command, env=outside, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 

@@ -144,8 +144,8 @@ def _ended(tally: Tally, what: str, done: subprocess.CompletedProcess[str] | Non
 
 def _did_not_load(said: list[str]) -> bool:
     """Whether numpy or tokenizers, without which nothing of ours is imported, found no memory to load in."""
-    last = [line for line in said if line.startswith(("ImportError", "MemoryError"))]
-    return bool(last) and not any("onnxruntime" in line for line in said[-3:])
+    named = any(line.startswith(("ImportError", "MemoryError")) for line in said)
+    return named and not any("onnxruntime" in line for line in said)  # what loads that must say so in one line
 
 
 def _alike(tally: Tally, what: str, free: dict, held: dict) -> None:
