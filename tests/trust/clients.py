@@ -19,7 +19,7 @@ from tests.trust.asking import Client, Served, served
 from tests.trust.attack import Attack, Ground, Tally
 
 AT_ONCE = 2000  # attackers
-MAX_CONNECTIONS, HEADER_SECONDS, TIMEOUT_SECONDS = 500, 2, 4
+MAX_CONNECTIONS, HEADER_SECONDS, TIMEOUT_SECONDS = 500, 2, 8
 GOOD_CLIENTS, THINKING_SECONDS, PATIENCE_SECONDS = 8, 0.01, 10.0
 QUIET_SECONDS = 5.0  # of measuring without attackers, and the least of measuring with them
 HELD_SECONDS = 90.0  # an attacker that is still connected then has won
