@@ -7,7 +7,6 @@ neither embeddings nor attention in the graphs of torch's newer exporter (docs/d
 from __future__ import annotations
 
 import copy
-import tempfile
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pmd import __version__
 from pmd.export.errors import ExportError
 from pmd.export.quiet import own_logging
+from pmd.export.scratch import scratch_files
 from pmd.export.width import Narrowing
 from pmd.families import token_types
 from pmd.grade import rebuilt_tower
@@ -88,8 +88,8 @@ def trace(tower: PreTrainedModel, narrowing: Narrowing | None = None) -> onnx.Mo
     ids = (torch.arange(batch * length).view(TRACE_SHAPE) + 5) % tower.config.vocab_size
     mask, types = torch.ones_like(ids), torch.zeros_like(ids)
     mask[1, length - 2 :] = 0
-    with tempfile.TemporaryDirectory(prefix="pmd-export-") as folder:
-        path = Path(folder) / "tower.onnx"
+    with scratch_files() as folder:
+        path = folder / "tower.onnx"
         try:
             _trace_to(path, module, (ids, mask, types))
         except (RuntimeError, TypeError, ValueError) as error:

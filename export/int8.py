@@ -9,8 +9,6 @@ overflow, and no larger.
 from __future__ import annotations
 
 import copy
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,6 +19,7 @@ from pmd.export.equalise import equalise
 from pmd.export.errors import ExportError
 from pmd.export.graph import tidy
 from pmd.export.lookups import open_lookups, quantise_rows
+from pmd.export.scratch import scratch_files
 from pmd.serving.known import IntArray
 from pmd.serving.ranking import FloatArray
 from pmd.serving.tokenization import TokenTable
@@ -94,8 +93,8 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _quantise_products(model: onnx.ModelProto) -> onnx.ModelProto:
-    with tempfile.TemporaryDirectory(prefix="pmd-export-") as folder:
-        target = Path(folder) / "model.onnx"
+    with scratch_files() as folder:
+        target = folder / "model.onnx"
         quantize_dynamic(
             prepared(model),
             target,

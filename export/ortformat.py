@@ -6,7 +6,6 @@ order (`pmd.export.ortbytes`) and no path of this machine in the list of operato
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import onnxruntime
 from pmd.export.errors import ExportError, TargetError
 from pmd.export.ortbytes import in_one_order
 from pmd.export.quiet import own_logging
+from pmd.export.scratch import scratch_files
 from pmd.serving.bundle import MODEL, TOKENIZER
 from pmd.serving.encoder import CPU_PROVIDER, OUTPUT, SLOW_FUSIONS, open_session
 from pmd.serving.errors import BundleError
@@ -41,11 +41,12 @@ def write_ort(tower_folder: Path) -> list[Path]:
     """Write a tower's `.ort` file and the list of its operators beside its `model.onnx`; returns the two paths.
 
     The same graph gives the same bytes with the same onnxruntime. Raises TargetError for a half-precision graph,
-    ExportError if the file does not open, or its vectors are not those of `model.onnx`.
+    ExportError if the file does not open, or its vectors are not those of `model.onnx`, StorageError if a disk is
+    full.
     """
     _refuse_halves(tower_folder)
-    with tempfile.TemporaryDirectory(prefix="pmd-export-") as scratch:
-        converted = Path(scratch) / Path(ORT).name
+    with scratch_files() as scratch:
+        converted = scratch / Path(ORT).name
         _convert(tower_folder / MODEL, converted)
         data, operators = in_one_order(converted.read_bytes()), _operators(converted)
     _check(tower_folder, data)
@@ -79,6 +80,7 @@ def _convert(source: Path, target: Path) -> None:
     except Exception as error:  # onnxruntime's errors have no base class below Exception
         if ran_out_of_memory(error):
             raise out_of_memory(error) from error
+        target.write_bytes(bytes(source.stat().st_size))  # it does not say that a disk is full: this does
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"onnxruntime cannot convert a graph to the .ort format: {reason}") from error
 

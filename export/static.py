@@ -7,7 +7,6 @@ float, found by rounding each alone (docs/decisions/int8-static.md).
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from pmd.export.graph import VECTOR, graph_bytes, tidy
 from pmd.export.int8 import matrices, prepared, refit
 from pmd.export.lookups import open_lookups, quantise_rows
 from pmd.export.quiet import own_logging
+from pmd.export.scratch import scratch_files
 from pmd.serving.encoder import open_session
 from pmd.serving.known import IntArray
 from pmd.serving.ranking import FloatArray
@@ -54,8 +54,8 @@ class Texts(CalibrationDataReader):
 
 def quantise_static(model: onnx.ModelProto, texts: TokenTable) -> onnx.ModelProto:
     """The QDQ graph of a fused float32 graph, its scales chosen on (some of) the texts."""
-    with tempfile.TemporaryDirectory(prefix="pmd-export-") as folder:
-        rounding = _Rounding(model, texts, Path(folder))
+    with scratch_files() as folder:
+        rounding = _Rounding(model, texts, folder)
         return tidy(rounding.graph(to_round(rounding.products, rounding.gap)))
 
 

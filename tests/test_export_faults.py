@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -66,6 +67,19 @@ def test_a_full_disk_keeps_the_bundle_that_was_there(run, tmp_path):
             "--grade", 2, "--run", run, "--precision", "fp32", "--out", old, "--force"
         )
         assert [path.name for path in disk.rglob("*")] == ["bundle", "manifest.json"]
+
+
+def test_a_full_disk_for_temporary_files(run, tmp_path, monkeypatch):
+    with small_disk(tmp_path / "disk") as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        arguments = ["--grade", 2, "--run", run, "--precision", "int8", "--ort", "--out", tmp_path / "bundle"]
+        line = refused(*arguments)
+        assert line.startswith(f"error: {disk}/pmd-export-")
+        assert line.endswith(
+            "No space left on device; make room there or choose another place with the variable TMPDIR"
+        )
+        assert list(disk.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["disk"]
 
 
 def test_an_onnxruntime_that_does_not_know_an_operator(run, tmp_path, monkeypatch):

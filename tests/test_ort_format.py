@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,8 +21,10 @@ from pmd.export import ortbytes, ortformat
 from pmd.export.errors import ExportError, TargetError
 from pmd.export.ortbytes import in_one_order, kernel_types
 from pmd.export.ortformat import OPERATORS, ORT, write_ort
+from pmd.export.scratch import scratch_files
 from pmd.serving.bundle import ENTITY, MODEL, QUERY, Bundle
 from pmd.serving.encoder import TowerEncoder
+from pmd.serving.storage import StorageError
 from tests.tiny_exports import PRECISIONS, export_bundles
 
 CONVERTED = tuple(name for name in PRECISIONS if name != "fp16")
@@ -181,3 +186,20 @@ def test_pmd_export_adds_them_if_asked(tmp_path):
     bundle = export_bundles(tmp_path, ["int8"], "--ort")["int8"]
     listed = Bundle.open(bundle, verify=True).manifest["files"]
     assert {f"{tower}/{name}" for tower in (QUERY, ENTITY) for name in (ORT, OPERATORS)} <= set(listed)
+
+
+def test_a_full_disk_is_not_taken_for_a_graph_that_cannot_be_converted(tmp_path, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise RuntimeError("SaveToOrtFormat Failed to save ORT format model to file")
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(ExportError, match="cannot convert a graph"):
+        ortformat._convert(tmp_path / "model.onnx", tmp_path / "model.ort")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match=r"cannot be written: No space left .* with the variable TMPDIR$"):
+        with scratch_files() as folder:
+            ortformat._convert(tmp_path / "model.onnx", folder / "model.ort")
