@@ -19,6 +19,7 @@ from tests.trust.toy_training import Toy, torn_lines
 
 PART = "full disks, read-only folders, clocks"
 WIDE_BYTES = 64 << 20
+RUN = "run"
 TRAINING = {"epochs": 4, "checkpoint_seconds": 0.05}
 MAKINGS = (
     ("--precision", "fp32"),
@@ -35,9 +36,13 @@ class Trouble(NamedTuple):
     what: str
     after_seconds: float
     do: Callable[[], object]
+    mend: Callable[[], object]
 
     def begin(self) -> None:
-        """In the child, beside the command."""
+        """In the child: before the command, or beside it."""
+        if not self.after_seconds:
+            self.do()
+            return
         threading.Thread(target=self._wait, daemon=True).start()
 
     def _wait(self) -> None:
@@ -45,48 +50,27 @@ class Trouble(NamedTuple):
         self.do()
 
 
-def full_disk_training(ground: Ground) -> Tally:
-    """The run folder's disk is too small from the start, or is filled by another while the ladder trains."""
+def disk_training(ground: Ground) -> Tally:
+    """The run folder's disk is too small, is filled by another, turns read-only, or the folder is taken away."""
     toy = Toy.made(ground.folder / "toy", **TRAINING)
     most_bytes, seconds = _needs(ground.folder / "measured", lambda out: toy.train(out))
     generator, tally = ground.random, Tally(figures={"needed_bytes": most_bytes})
     for number in range(ground.count):
         with small_disk(ground.folder / f"disk-{number}", WIDE_BYTES) as disk:
-            if number % 2:
-                leave, after = generator.randrange(65536), generator.uniform(0, seconds)
-                trouble = Trouble("full meanwhile", after, lambda disk=disk, leave=leave: disk.fill(leave))
-            else:
-                disk.resize(4096 * generator.randrange(1, most_bytes // 4096))
-                trouble = Trouble("too small", 0.0, lambda: None)
-            _trained(tally, toy, disk, trouble, lambda disk=disk: (disk.make_room(), disk.resize(WIDE_BYTES)))
+            troubles = _troubles(disk, generator, most_bytes, seconds)
+            _trained(tally, toy, disk, troubles[number % len(troubles)])
     return tally
 
 
-def read_only_training(ground: Ground) -> Tally:
-    """The run folder's disk refuses all writing from some moment on."""
-    toy = Toy.made(ground.folder / "toy", **TRAINING)
-    _, seconds = _needs(ground.folder / "measured", lambda out: toy.train(out))
-    generator, tally = ground.random, Tally()
-    for number in range(ground.count):
-        with small_disk(ground.folder / f"disk-{number}", WIDE_BYTES) as disk:
-            after = generator.uniform(0, seconds)
-            trouble = Trouble("read-only", after, lambda disk=disk: _soon(disk.read_only))
-            _trained(tally, toy, disk, trouble, disk.writable)
-    return tally
-
-
-def removed_run(ground: Ground) -> Tally:
-    """Somebody takes the run folder away while the ladder trains."""
-    toy = Toy.made(ground.folder / "toy", **TRAINING)
-    seconds = toy.train(ground.folder / "measured").seconds
-    generator, tally = ground.random, Tally()
-    for number in range(ground.count):
-        place = ground.folder / f"place-{number}"
-        place.mkdir()
-        trouble = Trouble("removed", generator.uniform(0, seconds), lambda place=place: _take_away(place / "run"))
-        _trained(tally, toy, Disk(place), trouble, lambda: None)
-        shutil.rmtree(place)
-    return tally
+def _troubles(disk: Disk, generator: random.Random, most_bytes: int, seconds: float) -> list[Trouble]:
+    small, room = 4096 * generator.randrange(1, most_bytes // 4096), generator.randrange(65536)
+    after = generator.uniform(0, seconds)
+    return [
+        Trouble("too small", 0.0, lambda: disk.resize(small), lambda: disk.resize(WIDE_BYTES)),
+        Trouble("full meanwhile", after, lambda: disk.fill(room), disk.make_room),
+        Trouble("read-only meanwhile", after, lambda: _soon(disk.read_only), disk.writable),
+        Trouble("removed meanwhile", after, lambda: _take_away(disk.path / RUN), lambda: None),
+    ]
 
 
 def clock_training(ground: Ground) -> Tally:
@@ -116,7 +100,7 @@ def clock_training(ground: Ground) -> Tally:
     return tally
 
 
-def full_disk_export(ground: Ground) -> Tally:
+def disk_export(ground: Ground) -> Tally:
     """The disk of the bundle, or of temporary files, is too small; an older bundle may stand where it should go."""
     toy = Toy.made(ground.folder / "toy", epochs=1)
     generator, tally = ground.random, Tally()
@@ -166,23 +150,22 @@ def _exported(
         tally.saw(f"refused in one line, {kept}, the next export made the same bytes")
 
 
-def _trained(tally: Tally, toy: Toy, disk: Disk, trouble: Trouble, mend: Callable[[], object]) -> None:
+def _trained(tally: Tally, toy: Toy, disk: Disk, trouble: Trouble) -> None:
     """Train with a trouble, then without it: one line and exit code 2, all that is there whole, the same bytes."""
-    out = disk.path / "run"
+    out = disk.path / RUN
     ended = toy.train(out, before=trouble.begin)
     wrong, refused = _one_line(ended), ended.code != 0
     wrong += [*toy.half_written(out)]
-    mend()
-    if refused or trouble.what == "removed":
+    trouble.mend()
+    if refused or not out.exists():
         ended = toy.train(out, "--resume")
     if ended.code != 0:
         wrong.append(f"then exit code {ended.code}: {ended.last_words}")
     wrong += toy.broken(out)
     if not wrong and torn_lines(out):
         wrong.append("a torn line in events.jsonl")
-    where = f"{trouble.what} after {trouble.after_seconds:.2f} s" if trouble.after_seconds else trouble.what
     if wrong:
-        tally.failed(f"{where}, {disk.free_bytes} bytes free after: {'; '.join(wrong)}")
+        tally.failed(f"{trouble.what}, after {trouble.after_seconds:.2f} s: {'; '.join(wrong)}")
     elif refused:
         tally.saw(f"{trouble.what}: refused in one line, then the same bytes")
     else:
@@ -285,50 +268,31 @@ def _durations(toy: Toy, out: Path, most_seconds: float) -> list[str]:
 
 ATTACKS = (
     Attack(
-        "full-disk-training",
+        "disk-training",
         PART,
-        "`pmd-train` on a disk that is too small or fills: exit code 2 and one line, all files whole, and with "
-        "room `--resume` ends with the same bytes",
-        full_disk_training,
-        quick=6,
-        full=100,
+        "the disk under `pmd-train` is too small, fills, turns read-only or loses the run folder: exit code 2 and "
+        "one line, all files whole; with that mended, `--resume` ends with the same bytes",
+        disk_training,
+        quick=8,
+        full=200,
         skip=why_no_disk,
     ),
     Attack(
-        "full-disk-export",
+        "disk-export",
         PART,
         "`pmd-export` on a disk that is too small, for the bundle or for temporary files: exit code 2 and one "
         "line, the older bundle is kept, nothing half-written is left",
-        full_disk_export,
+        disk_export,
         quick=5,
         full=100,
         skip=why_no_disk,
-    ),
-    Attack(
-        "read-only-training",
-        PART,
-        "the disk under `pmd-train` turns read-only: exit code 2 and one line, then `--resume` ends with the same "
-        "bytes",
-        read_only_training,
-        quick=3,
-        full=50,
-        skip=why_no_disk,
-    ),
-    Attack(
-        "removed-run",
-        PART,
-        "the run folder is removed under `pmd-train`: exit code 2 and one line, and nothing that is in the way of "
-        "the next run",
-        removed_run,
-        quick=3,
-        full=50,
     ),
     Attack(
         "clock-training",
         PART,
         "the wall clock jumps up to a year at each look: time limits hold, durations are right, the same bytes",
         clock_training,
-        quick=2,
+        quick=1,
         full=30,
     ),
 )

@@ -16,6 +16,7 @@ from tests.trust.toy_training import Toy, checkpoint_state, last_sitting
 
 PART = "crashes"
 CHECKPOINT_SECONDS = 0.1
+TARGET = "target"  # always the same name: a bundle's card has it
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 """Audit events that come right before a call that may change a folder; `open` for reading is left out."""
 
@@ -106,7 +107,7 @@ def _before_each_change(
     place: Callable[[Path], None] = lambda out: None,
 ) -> Tally:
     """The attack of both commands: each of its changes, or `count` of them, is the first that does not happen."""
-    first = ground.folder / "counted"
+    first = ground.folder / "counted" / TARGET
     place(first)
     log = ground.folder / "changes"
     start(first, lambda: _count_changes(first, log))
@@ -114,7 +115,7 @@ def _before_each_change(
     chosen = range(total) if ground.count >= total else sorted(ground.random.sample(range(total), ground.count))
     tally = Tally(figures={"changes": total})
     for number in chosen:
-        out = ground.folder / f"run-{number}"
+        out = ground.folder / f"case-{number}" / TARGET
         place(out)
         log.unlink(missing_ok=True)
         ended = start(out, lambda out=out, number=number: _count_changes(out, log, last=number))
@@ -129,7 +130,7 @@ def _before_each_change(
             tally.failed(f"killed before change {number} ({change}): {'; '.join(wrong)}")
         else:
             tally.saw(f"killed before {change.split()[0]}, went on to the same bytes")
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(out.parent)
     return tally
 
 
@@ -164,7 +165,7 @@ def kill_export(ground: Ground) -> Tally:
     toy, old, new, length_seconds = _bundles(ground)
     tally, moments = Tally(), delays(length_seconds, ground.random)
     for number in range(ground.count):
-        out = ground.folder / f"made-{number}" / "bundle"
+        out = ground.folder / f"made-{number}" / TARGET
         out.parent.mkdir()
         before = old if number % 2 else {}
         _put(out, before)
@@ -201,9 +202,9 @@ def _bundles(ground: Ground) -> tuple[Toy, dict[str, bytes], dict[str, bytes], f
     """The toy, an older bundle (of another precision), the bundle that is to be made, and its seconds."""
     toy = Toy.made(ground.folder / "toy", epochs=1)
     root = ground.folder / "undisturbed"
-    toy.export(root / "old" / "bundle", "--precision", "fp32")
-    ended = toy.export(root / "new" / "bundle", "--precision", "int8")
-    return toy, contents(root / "old" / "bundle"), contents(root / "new" / "bundle"), ended.seconds
+    toy.export(root / "old" / TARGET, "--precision", "fp32")
+    ended = toy.export(root / "new" / TARGET, "--precision", "int8")
+    return toy, contents(root / "old" / TARGET), contents(root / "new" / TARGET), ended.seconds
 
 
 def _put(out: Path, files: dict[str, bytes]) -> None:
@@ -238,7 +239,7 @@ ATTACKS = (
         "`kill -9` of `pmd-train` at random moments: finished stages are whole, less than a checkpoint interval is "
         "lost, `--resume` ends with the same bytes and no left-overs",
         kill_training,
-        quick=6,
+        quick=5,
         full=100,
     ),
     Attack(
@@ -255,7 +256,7 @@ ATTACKS = (
         "`kill -9` of `pmd-export --force` at random moments, onto nothing and onto an older bundle: there is the "
         "old one or the new one, whole; the next export makes the same bytes and leaves nothing over",
         kill_export,
-        quick=4,
+        quick=3,
         full=100,
     ),
     Attack(
@@ -263,7 +264,7 @@ ATTACKS = (
         PART,
         "`kill -9` of `pmd-export --force` right before each call that changes a folder: the same",
         kill_export_writes,
-        quick=4,
+        quick=3,
         full=1000,
     ),
 )
