@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from pmd.benchmarks.questions import Question
+    from pmd.serving.bundle import Verify
     from pmd.serving.scorer import Scorer
 
 Request: TypeAlias = dict[str, Any]
@@ -169,10 +170,11 @@ def calibrate(_: Request) -> Answer:
     return {"best_gflops": work / float(laps.min()), "median_gflops": work / float(np.median(laps))}
 
 
-def _load(request: Request, *, verify: bool = False) -> Scorer:
+def _load(request: Request, *, verify: Verify = "used") -> Scorer:
     """The bundle's Scorer, with no cache of queries whatever its default: every timed question is encoded.
 
-    verify: check every file's sha256, which reads them all, so not where memory or time is measured.
+    verify: check every file's sha256 and every vector's length, which is more than a device does, so not where
+    memory or time is measured; there the files that are used are checked, as by default.
     """
     from pmd.serving.scorer import Scorer
 

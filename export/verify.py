@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def _checks(scorer: Scorer, run: Run | None) -> Iterator[Check]:
     yield _no_strangers(bundle)
     for tower in (QUERY, ENTITY):
         if bundle.has_tower(tower):
-            yield _graph(bundle, tower)
+            yield _asked(f"{tower} graph", partial(_graph, bundle, tower))
     if bundle.has_tower(ENTITY):
         yield _asked("entity vectors", lambda: _vectors(bundle))
     yield _asked("metrics", lambda: _metrics(scorer))

@@ -58,7 +58,7 @@ class FolderSource:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise BundleError(f"{self._root}: {name} cannot be read: {error.strerror}") from error
+            raise BundleError(f"{self._root}: {name[:60]} cannot be read: {error.strerror}") from error
         return info.st_size if stat.S_ISREG(info.st_mode) else None
 
     def mapped(self, name: str) -> ByteArray:
@@ -86,10 +86,10 @@ class ZipSource:
             name = info.filename
             if not is_safe_name(name.removesuffix("/")):
                 raise BundleError(
-                    f"{what}: member name {name!r} is absolute or climbs out; pack plain relative names"
+                    f"{what}: member name {name[:60]!r} is absolute or climbs out; pack plain relative names"
                 )
             if name in self._places:
-                raise BundleError(f"{what}: member {name!r} is there twice; pack it again")
+                raise BundleError(f"{what}: member {name[:60]!r} is there twice; pack it again")
             self._places[name] = self._place(info)
 
     @classmethod
@@ -119,7 +119,7 @@ class ZipSource:
 
     def _place(self, info: zipfile.ZipInfo) -> tuple[int, int]:
         """Start and size of a member's data. Raises BundleError unless it is stored plainly."""
-        what = f"{self._what}: member {info.filename!r}"
+        what = f"{self._what}: member {info.filename[:60]!r}"
         if info.flag_bits & ENCRYPTED:
             raise BundleError(f"{what} is encrypted; pack it without a password")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
@@ -202,12 +202,13 @@ def npy_array(data: ByteArray, what: str) -> NDArray[Any]:
     if header is None:
         raise BundleError(f"{what} is not an array of plain numbers; it was not read")
     dtype = np.dtype(header[1].decode())
-    shape = tuple(int(size) for size in header[3].split(b",") if size.strip())
-    if len(data) - start != math.prod(shape) * dtype.itemsize:
-        raise BundleError(
-            f"{what} holds {len(data) - start} bytes, its header says {shape} {dtype}; damaged or cut"
-        )
-    return data[start:].view(dtype).reshape(shape, order="F" if header[2] == b"True" else "C")
+    try:
+        shape = tuple(int(size) for size in header[3].split(b",") if size.strip())
+        if len(data) - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"holds {len(data) - start} bytes, its header says {shape} {dtype}")
+        return data[start:].view(dtype).reshape(shape, order="F" if header[2] == b"True" else "C")
+    except (ValueError, OverflowError) as error:  # of numpy: too many dimensions, or one that no integer holds
+        raise BundleError(f"{what} is damaged or cut: {str(error)[:200]}") from error
 
 
 def npz_arrays(data: ByteArray, what: str, *names: str) -> list[NDArray[Any]]:

@@ -12,15 +12,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from pmd.serving.archive import FolderSource, Source, ZipSource, npy_array, npz_arrays
+from pmd.serving.checked import CheckedSource
 from pmd.serving.errors import BundleError, SignatureError
 from pmd.serving.known import KnownAnswers
-from pmd.serving.manifest import Manifest, check_manifest, parse_manifest, templates_of
+from pmd.serving.manifest import DIGEST, Manifest, check_manifest, digest_of, parse_manifest, templates_of
+from pmd.serving.manifest import MOST_BYTES as MOST_MANIFEST_BYTES
 from pmd.serving.neighbours import NeighbourGraph
+from pmd.serving.onnxfile import check_model
 from pmd.serving.platforms import check_platform
 from pmd.serving.rows import EntityRow, RelationRow, TextRows, format_rows
 from pmd.serving.signing import MOST_BYTES, Signature, check_signature, read_public_keys, read_signatures
@@ -43,6 +46,8 @@ TABLE_FILES = (ENTITIES, RELATIONS, VECTORS, SCALES, KNOWN, GRAPH)
 REQUIRED = (ENTITIES, RELATIONS, VECTORS, KNOWN, GRAPH, f"{QUERY}/{MODEL}", f"{QUERY}/{TOKENIZER}")
 KNOWN_ARRAYS = ("keys", "offsets", "answers", "splits")
 GRAPH_ARRAYS = ("offsets", "targets")
+Verify: TypeAlias = bool | Literal["used"]
+"""Which files are held to the manifest's sha256: all at once, each that is used when it is first read, or none."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,12 @@ class Bundle:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, verify: bool = False, trusted_keys: Sequence[str | Path] | None = None
+        cls, path: str | Path, *, verify: Verify = "used", trusted_keys: Sequence[str | Path] | None = None
     ) -> Bundle:
-        """Read a folder or zip. File sizes are always checked, with `verify` every sha256 as well.
+        """Read a folder or zip.
 
+        verify: "used" checks the sha256 of what answers rest on, each file before it is first used (an entity tower
+        when it is opened); True that of every file now, and that vectors are of unit length; False sizes alone.
         trusted_keys: PEM files of Ed25519 public keys, one of which must have signed the manifest. Every file is
         then checked by its sha256 and used from the copy that was checked, in memory rather than mapped.
         Raises BundleError, in one line, if anything is missing, damaged, unsafe or does not fit together;
@@ -72,18 +79,18 @@ class Bundle:
         check_platform()
         path, keys = Path(path), None if trusted_keys is None else read_public_keys(trusted_keys)
         source = _source(path)
-        if source.size(MANIFEST) is None:
-            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST} at its top level")
-        data = source.mapped(MANIFEST).tobytes()
+        data = _manifest_bytes(source, path)
         if keys is not None:  # before anything else is read, the manifest's JSON included
             check_signature(data, _signatures(source, path), keys, f"{path}: {MANIFEST}")
         manifest = parse_manifest(data, f"{path}: {MANIFEST}")
         if keys is not None:
             source = VerifiedSource(source, manifest["files"], {MANIFEST: data}, str(path))
+        elif verify:
+            source = CheckedSource(source, manifest["files"], str(path))
         bundle = cls(path, manifest, _read_tables(source, manifest, path), source)
-        if verify or keys is not None:
+        if verify is True or keys is not None:
             for name in bundle.files():
-                bundle.read_verified(name)
+                source.mapped(name)
             _check_lengths(bundle.tables, path)
         return bundle
 
@@ -105,10 +112,18 @@ class Bundle:
         return f"{tower}/{MODEL}" in self.files()
 
     def model(self, tower: str) -> bytes | Path:
-        """A tower's ONNX graph: a path in a folder, its bytes in a zip."""
+        """A tower's ONNX graph: a path in a folder, its bytes in a zip.
+
+        Raises BundleError for a graph that is none, or may do more than `onnxfile` allows.
+        """
         name = f"{tower}/{MODEL}"
+        data = self.source.mapped(name)
+        try:
+            check_model(data)
+        except BundleError as error:
+            raise BundleError(f"{self.path}: {name}: {error}") from error
         path = self.source.path(name)
-        return self.source.mapped(name).tobytes() if path is None else path
+        return data.tobytes() if path is None else path
 
     def tokenizer(self, tower: str) -> TextTokenizer:
         """A tower's tokenizer. Raises BundleError if the file is not one."""
@@ -127,7 +142,10 @@ class Bundle:
 
 
 def write_tables(folder: Path, tables: Tables) -> None:
-    """Write the graph's six files into `folder` (five for float32 vectors). Raises BundleError for bad tables."""
+    """Write the graph's six files into `folder` (five for float32 vectors).
+
+    Raises BundleError for bad tables, PlatformError where numpy would write them big-endian.
+    """
     check_platform()
     tables.check(str(folder))
     (folder / ENTITIES).write_bytes(format_rows(tables.entities, ENTITIES))
@@ -150,9 +168,10 @@ def seal(folder: Path, facts: Manifest) -> Manifest:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in paths
     }
-    manifest = {**facts, "files": files}
+    manifest = {key: value for key, value in facts.items() if key != DIGEST} | {"files": files}
     check_manifest(manifest, str(folder / MANIFEST))
     _check_complete(manifest, folder)
+    manifest[DIGEST] = digest_of(manifest)
     text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, indent=1)
     write_atomic(folder / MANIFEST, (text + "\n").encode("utf-8"))
     return manifest
@@ -164,6 +183,15 @@ def _source(path: Path) -> Source:
     if path.is_file():
         return ZipSource.open(path)
     raise BundleError(f"no bundle at {path}; expected a folder or an uncompressed .zip made by pmd-export")
+
+
+def _manifest_bytes(source: Source, path: Path) -> bytes:
+    size = source.size(MANIFEST)
+    if size is None:
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST} at its top level")
+    if size > MOST_MANIFEST_BYTES:
+        raise BundleError(f"{path}: {MANIFEST} has {size:,} bytes, expected at most {MOST_MANIFEST_BYTES:,}")
+    return source.mapped(MANIFEST).tobytes()
 
 
 def _signatures(source: Source, path: Path) -> list[Signature]:
@@ -193,7 +221,7 @@ def _check_sizes(source: Source, manifest: Manifest, path: Path) -> None:
     for name in _present(source, manifest):
         expected, found = manifest["files"][name]["bytes"], source.size(name)
         if found is None:
-            raise BundleError(f"{path}: {name} is missing; copy or export the bundle again")
+            raise BundleError(f"{path}: {name[:60]} is missing; copy or export the bundle again")
         if found != expected:
             raise BundleError(
                 f"{path}: {name} has {found} bytes, the manifest says {expected}; copy the bundle again"

@@ -141,10 +141,10 @@ class TowerEncoder:
         cached_texts: int = 0,
     ) -> TowerEncoder:
         """The encoder of a bundle's query or entity tower. Raises as `open_session`, and BundleError."""
-        tokenizer = bundle.tokenizer(tower)
+        tokenizer, model = bundle.tokenizer(tower), bundle.model(tower)
         try:
             return cls(
-                open_session(bundle.model(tower), provider=provider, threads=threads),
+                open_session(model, provider=provider, threads=threads),
                 tokenizer,
                 bundle.manifest["width"],
                 texts_per_run=texts_per_run(bundle.manifest["precision"]),
@@ -195,6 +195,8 @@ class TowerEncoder:
                 raise out_of_memory(error) from error
             raise BundleError(f"the tower's graph failed on a text: {_first_line(error)}") from error
         expected = (len(inputs["input_ids"]), self.width)
+        if not isinstance(vectors, np.ndarray) or vectors.dtype.kind != "f":
+            raise BundleError(f"the tower's graph gave {str(vectors)[:60]!r}, expected vectors of numbers")
         if vectors.shape != expected:
             raise BundleError(f"the tower's graph gave vectors of shape {vectors.shape}, expected {expected}")
         return np.asarray(vectors, dtype=np.float32)

@@ -70,6 +70,8 @@ class NeighbourGraph:
             reached = np.unique(self.targets[place])
             frontier = reached[~seen[reached]].astype(np.int64)
             seen[frontier] = True
+            if not len(frontier):
+                break
         seen[entity] = False
         seen[barred] = False
         return np.flatnonzero(seen).astype(np.int32)

@@ -26,7 +26,7 @@ from pmd.serving.answers import (
     wishes,
 )
 from pmd.serving.asked import flag, shown, whole_number
-from pmd.serving.bundle import QUERY, Bundle
+from pmd.serving.bundle import QUERY, Bundle, Verify
 from pmd.serving.encoder import TowerEncoder
 from pmd.serving.entering import EntityMaker, Vector
 from pmd.serving.errors import QueryError
@@ -74,7 +74,7 @@ class Scorer:
         *,
         threads: int | None = None,
         provider: str = "cpu",
-        verify: bool = False,
+        verify: Verify = "used",
         trusted_keys: Sequence[str | Path] | None = None,
         cached_queries: int = 0,
         journal: str | Path | Journal | None = None,
@@ -84,18 +84,22 @@ class Scorer:
 
         threads: of the graph and the search; by default the cores this process may use. provider: what runs the
         graph: cpu, cuda, openvino, coreml or xnnpack, as far as onnxruntime has it; never another than asked.
-        verify: check every file's sha256, and that vectors are of unit length. trusted_keys: PEM files of Ed25519
-        public keys; only a bundle that one of them signed is opened, and all of it is verified. cached_queries:
-        vectors of recent questions to keep; none by default, so that timings are honest. journal: a file that keeps
-        every change of the graph from the moment the call that made it returns; changes that it already holds are
-        made again. The `journal` of another Scorer of this bundle is gone on with; close that Scorer then. near: an
-        index made by `pmd.serving.near`, for graphs of many millions; answers are then approximate.
+        verify: "used" checks the sha256 of every file that is used, before it is used; True that of all files
+        now, and that vectors are of unit length; False file sizes alone, for the soonest start. trusted_keys: PEM
+        files of Ed25519 public keys; only a bundle that one of them signed is opened, and all of it is verified.
+        cached_queries: vectors of recent questions to keep; none by default, so that timings are honest. journal:
+        a file that keeps every change of the graph from the moment the call that made it returns; changes that it
+        already holds are made again. The `journal` of another Scorer of this bundle is gone on with; close that
+        Scorer then. near: an index made by `pmd.serving.near`, for graphs of many millions; answers are then
+        approximate.
         Raises BundleError, SignatureError, ProviderError, MissingExtra, JournalError, NearError.
         """
         bundle = Bundle.open(path, verify=verify, trusted_keys=trusted_keys)
         cached = whole_number(cached_queries, "cached_queries", least=0)
         encoder = TowerEncoder.load(bundle, QUERY, provider=provider, threads=threads, cached_texts=cached)
-        index = None if near is None else _opened_index(Path(near), bundle, verify or trusted_keys is not None)
+        index = (
+            None if near is None else _opened_index(Path(near), bundle, bool(verify) or trusted_keys is not None)
+        )
         return cls(bundle, encoder, threads=threads, provider=provider, journal=journal, near=index)
 
     def close(self) -> None:

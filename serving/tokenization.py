@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -16,6 +18,12 @@ from pmd.serving.known import IntArray, spread
 Text: TypeAlias = str | tuple[str, str]
 MASK_TOKENS = ("[MASK]", "<mask>")
 TEXT_CHARACTERS = 20_000  # 50 tokens never need more; a 10 MB description would take seconds to tokenise
+
+
+FAILED = "the tokenizer failed on a text"
+REASON_CHARACTERS = 300  # of what the library says
+MOST_GROWTH = 1000  # times the length of a text; a normaliser that decomposes letters makes 18 of one
+MOST_WORD_CHARACTERS = 1000  # of WordPiece, which takes the cube of a word's length; usual is 100
 
 
 class TokenizerError(PmdError):
@@ -64,19 +72,27 @@ class TextTokenizer:
         """Raises TokenizerError if the JSON is not a tokenizer."""
         try:
             self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the Rust side raises bare Exception for every malformed file
-            raise TokenizerError(f"tokenizer.json cannot be read: {error}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_tokens)  # longest first: a long head never pushes the relation out
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(
+                max_tokens
+            )  # longest first: a long head never pushes the relation out
+            _check_sizes(self._tokenizer, max_tokens)
+            self.special_ids = np.unique(self._tokenizer.encode("", "").ids)
+        except TokenizerError:
+            raise
+        except BaseException as error:
+            raise _of_the_library(error, "tokenizer.json cannot be read") from error
         self.max_tokens = max_tokens
         self.fingerprint = hashlib.sha256(f"{max_tokens}\0{tokenizer_json}".encode()).hexdigest()
-        self.special_ids = np.unique(self._tokenizer.encode("", "").ids)
         self.pad_id = next((i for t in ("[PAD]", "<pad>") if (i := self._tokenizer.token_to_id(t)) is not None), 0)
         self.mask_id = next((i for t in MASK_TOKENS if (i := self._tokenizer.token_to_id(t)) is not None), None)
 
     def __call__(self, texts: Sequence[Text]) -> TokenTable:
-        """Tokens of texts or text pairs, each cut to `max_tokens`."""
-        encodings = self._tokenizer.encode_batch([_clipped(text) for text in texts])
+        """Tokens of texts or text pairs, each cut to `max_tokens`. Raises TokenizerError where that fails."""
+        try:
+            encodings = self._tokenizer.encode_batch([_clipped(text) for text in texts])
+        except BaseException as error:
+            raise _of_the_library(error, FAILED) from error
         lengths = [len(encoding.ids) for encoding in encodings]
         return TokenTable(
             ids=np.array([i for encoding in encodings for i in encoding.ids], dtype=np.int32),
@@ -88,10 +104,41 @@ class TextTokenizer:
         """One text as the usual three inputs, int64 (1, L): what `TokenTable.padded` gives for it, sooner."""
         clipped = _clipped(text)
         pair = (clipped, None) if isinstance(clipped, str) else clipped
-        encoding = self._tokenizer.encode(*pair)
+        try:
+            encoding = self._tokenizer.encode(*pair)
+        except BaseException as error:
+            raise _of_the_library(error, FAILED) from error
         ids = np.array([encoding.ids], dtype=np.int64)
         types = np.array([encoding.type_ids], dtype=np.int64)
         return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
+
+
+def _check_sizes(tokenizer: Tokenizer, max_tokens: int) -> None:
+    """Raise TokenizerError for a tokenizer that makes much of a little: memory or hours of a short text."""
+    if tokenizer.normalizer is not None and _growth(json.loads(tokenizer.normalizer.__getstate__())) > MOST_GROWTH:
+        raise TokenizerError(f"its normaliser may make a text more than {MOST_GROWTH} times as long")
+    if getattr(tokenizer.model, "max_input_chars_per_word", 0) > MOST_WORD_CHARACTERS:
+        raise TokenizerError(f"max_input_chars_per_word is above {MOST_WORD_CHARACTERS}")
+    if tokenizer.num_special_tokens_to_add(True) > max_tokens:
+        raise TokenizerError(f"it adds more special tokens than the {max_tokens} tokens of a text")
+
+
+def _growth(part: dict[str, Any]) -> float:
+    """How many times as long a normaliser, as its JSON says it, may make a text."""
+    if part.get("type") == "Sequence":
+        return math.prod(_growth(each) for each in part["normalizers"])
+    if part.get("type") == "Prepend":
+        return 1.0 + len(part["prepend"])
+    if part.get("type") == "Replace":  # a regular expression, or an empty text, may match everywhere
+        return 1.0 + len(part["content"]) / max(1, len(part["pattern"].get("String", "")))
+    return 1.0
+
+
+def _of_the_library(error: BaseException, what: str) -> BaseException:
+    """The TokenizerError for what the Rust side raises: bare Exception, or a panic, which is none; others as is."""
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return TokenizerError(f"{what}: {' '.join(str(error).split())[:REASON_CHARACTERS]}")
+    return error
 
 
 def _clipped(text: Text) -> Text:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from pmd.serving.archive import ByteArray, Source
+from pmd.serving.checked import check_bytes
 from pmd.serving.errors import BundleError
 
 
@@ -49,8 +49,7 @@ def verified_bytes(source: Source, name: str, files: Mapping[str, Any], what: st
     if found != expected:  # nothing larger is read into memory
         raise BundleError(f"{what}: {name} has {found or 0} bytes, the manifest says {expected}; copy it again")
     data = _copy(source, name, what)
-    if hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
-        raise BundleError(f"{what}: {name} is not what the manifest's sha256 says; it was changed or damaged")
+    check_bytes(data, files[name]["sha256"], f"{what}: {name}")
     return data
 
 

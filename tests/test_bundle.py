@@ -35,7 +35,7 @@ from pmd.serving.bundle import (
     seal,
     write_tables,
 )
-from pmd.serving.manifest import FIELDS
+from pmd.serving.manifest import FIELDS, MOST_BYTES
 from pmd.serving.rows import ChangedRows, EntityRow, TextRows, format_rows
 
 FILES = [
@@ -73,7 +73,9 @@ def refusal(path: Path, **options: bool) -> str:
 
 
 def change_manifest(folder: Path, change) -> None:
+    """Change what a manifest says, without its digest, as in a bundle from before there was one."""
     manifest = json.loads((folder / MANIFEST).read_text())
+    manifest.pop("digest", None)
     change(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
@@ -88,7 +90,7 @@ def reseal(folder: Path) -> None:
 # ---- good bundles -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("verify", ["used", False, True])
 def test_a_good_bundle_opens_as_it_was_written(tiny_folder, verify):
     bundle, tables = Bundle.open(tiny_folder, verify=verify), tiny_tables()
     assert sorted(bundle.files()) == sorted(set(FILES) - {SCALES})
@@ -254,15 +256,19 @@ def set_to(*path_and_value):
         (set_to("width", 8), "entities.npy is 16 wide, the manifest says 8"),
         (set_to("width", 0), "'width' must be at least 1"),
         (set_to("max_tokens", 3), "'max_tokens' must be at least 5"),
+        (set_to("max_tokens", 10**400), "'max_tokens' must be at most 65536"),
         (set_to("vectors", "dtype", "int4"), "vectors.dtype must be one of int8, float32, found 'int4'"),
         (set_to("vectors", "dtype", ["int8"]), "vectors.dtype must be one of"),
         (set_to("vectors", "dtype", "float32"), "entity vectors are int8, expected float32"),
         (set_to("rerank", {"hops": 0, "weight": 0.1}), "rerank.hops"),
         (set_to("rerank", {"hops": 1, "weight": "much"}), "rerank.weight"),
+        (set_to("rerank", {"hops": 1, "weight": 10**400}), "rerank.weight must be between -1e+06 and 1e+06"),
         (set_to("changes", [1, 2]), "changes must hold the numbers"),
         (set_to("changes", {"added": "one"}), "changes must hold the numbers"),
         (set_to("templates", "inverse", "{nobody}"), "template inverse has unknown field 'nobody'"),
         (set_to("templates", "colour", "red"), "unknown text template 'colour'"),
+        (set_to("templates", "neighbours", 10**400), "text template 'neighbours' is too large"),
+        (set_to("templates", "entity", "{name}" * 10_000), "text template 'entity' is too large"),
         (set_to("templates", "neighbours", "ten"), "text template 'neighbours' must be a whole number"),
         (set_to("files", "../outside", {"bytes": 1, "sha256": ""}), "'../outside' is absolute or climbs out"),
         (set_to("files", "/etc/passwd", {"bytes": 1, "sha256": ""}), "'/etc/passwd' is absolute or climbs out"),
@@ -280,6 +286,36 @@ def test_wrong_values_are_named(folder, change, message):
 def test_a_manifest_that_is_no_json_object(folder, text):
     (folder / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
     assert MANIFEST in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"seed": 1, "seed": 2}', "the key 'seed' is there twice"),
+        ('{"seed": 1e400}', "1e400 is larger than any number"),
+        ('{"seed": ' + "9" * 5000 + "}", "Exceeds the limit"),
+    ],
+)
+def test_json_that_readers_understand_differently(folder, text, reason):
+    (folder / MANIFEST).write_text(text)
+    assert reason in refusal(folder)
+
+
+def test_a_manifest_of_any_size_is_not_read(folder):
+    with open(folder / MANIFEST, "r+b") as file:
+        file.truncate(MOST_BYTES + 1)
+    assert "expected at most 16,777,216" in refusal(folder)
+
+
+def test_a_manifest_vouches_for_itself(folder):
+    """A digit of max_tokens changes answers; nothing else in a bundle would tell."""
+    text = (folder / MANIFEST).read_text()
+    changed = text.replace('"max_tokens": 24', '"max_tokens": 23')
+    assert changed != text
+    (folder / MANIFEST).write_text(changed)
+    assert "is not what its own digest says" in refusal(folder, verify=False)
+    (folder / MANIFEST).write_text(json.dumps(json.loads(text)))  # the same facts, in other words
+    Bundle.open(folder)
 
 
 def test_keys_of_others_are_kept(folder):
@@ -486,6 +522,14 @@ def test_bytes_that_are_no_array_are_refused(data):
         npy_array(np.frombuffer(b"\x93NUMPY\x01\x00" + data, np.uint8), "x")
 
 
+@pytest.mark.parametrize("shape", ["12 16", "0, " + "9" * 30, "0, " * 70, "9" * 3000])
+def test_a_header_with_a_shape_of_no_array(shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}".encode()
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with pytest.raises(BundleError, match="damaged or cut"):
+        npy_array(np.frombuffer(data, np.uint8), "x.npy")
+
+
 def test_a_header_that_promises_more_than_there_is():
     file = io.BytesIO()
     np.save(file, np.zeros(4, np.float32))
@@ -537,7 +581,7 @@ def test_an_encrypted_member_is_refused(zipped):
     directory = data.index(b"PK\x01\x02")
     data[directory + 8] |= 1  # the flag in the directory, as encrypting tools set it
     zipped.write_bytes(data)
-    assert "is encrypted" in refusal(zipped)
+    assert "is encrypted" in refusal(zipped, verify=False)
 
 
 def test_a_bundle_below_the_top_level_of_a_zip_says_so(tiny_folder, tmp_path):
@@ -550,7 +594,7 @@ def test_a_directory_that_points_elsewhere_is_refused(zipped):
     directory = data.index(b"PK\x01\x02")
     struct.pack_into("<L", data, directory + 42, 5)  # header offset of the first member
     zipped.write_bytes(data)
-    assert "has no header where the directory says" in refusal(zipped)
+    assert "has no header where the directory says" in refusal(zipped, verify=False)
 
 
 def test_a_size_past_the_end_is_refused(zipped):
@@ -558,7 +602,7 @@ def test_a_size_past_the_end_is_refused(zipped):
     directory = data.index(b"PK\x01\x02")
     struct.pack_into("<LL", data, directory + 20, 1 << 30, 1 << 30)
     zipped.write_bytes(data)
-    assert "runs past the end" in refusal(zipped)
+    assert "runs past the end" in refusal(zipped, verify=False)
 
 
 @pytest.fixture(scope="module")
@@ -587,3 +631,41 @@ def test_a_cut_zip_is_refused(zip_bytes, tmp_path_factory, where):
     path = tmp_path_factory.getbasetemp() / "cut.zip"
     path.write_bytes(zip_bytes[: int(where * len(zip_bytes))])
     refusal(path)
+
+
+# ---- what is checked when ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", [VECTORS, f"{QUERY}/{MODEL}", f"{QUERY}/{TOKENIZER}", f"{ENTITY}/{MODEL}", "README.md"]
+)
+def test_what_is_used_is_checked_before_it_is_used(folder, name):
+    """By default: tables at once, a tower when it is opened, and what no answer rests on not at all."""
+    from pmd.serving.encoder import TowerEncoder
+
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    if name == VECTORS:
+        assert f"{name} is not what the manifest's sha256 says" in refusal(folder)
+        Bundle.open(folder, verify=False)
+        return
+    bundle = Bundle.open(folder)
+    tower = name.partition("/")[0]
+    for other in {QUERY, ENTITY} - {tower}:
+        TowerEncoder.load(bundle, other, threads=1)
+    if tower in (QUERY, ENTITY):
+        with pytest.raises(BundleError, match=f"{name} is not what the manifest's sha256 says"):
+            TowerEncoder.load(bundle, tower, threads=1)
+
+
+def test_what_stands_in_a_file_s_place_is_never_opened(folder):
+    """A FIFO would wait for a writer, a device would never end."""
+    (folder / VECTORS).unlink()
+    os.mkfifo(folder / VECTORS)
+    assert "is missing" in refusal(folder)
+    (folder / KNOWN).unlink()
+    (folder / KNOWN).symlink_to("/dev/zero")
+    (folder / VECTORS).unlink()
+    (folder / VECTORS).write_bytes(b"")
+    assert "known.npz is missing" in refusal(folder) or "entities.npy has 0 bytes" in refusal(folder)

@@ -177,6 +177,9 @@ def test_a_changed_manifest_is_refused(copied):
     facts = json.loads(text)
     facts["files"]["README.md"]["sha256"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(facts))
+    assert "manifest.json is not what its own digest says" in refused("--verify", folder)
+    del facts["digest"]
+    (folder / "manifest.json").write_text(json.dumps(facts))
     assert "README.md is not what the manifest's sha256 says" in refused("--verify", folder)
 
 
@@ -282,7 +285,7 @@ def test_a_file_that_is_no_graph_at_all(copied):
     (folder / "entity" / MODEL).write_bytes(b"no graph")
     assert list(checked(reseal(folder))[1]) == ["entity graph", "entity vectors"]
     (folder / "query" / MODEL).write_bytes(b"no graph")
-    assert f"query/{MODEL}: onnxruntime cannot open the model" in refused("--verify", reseal(folder))
+    assert f"query/{MODEL}: it is not an ONNX model" in refused("--verify", reseal(folder))
 
 
 def test_a_graph_that_gives_nan_is_found(copied):

@@ -337,8 +337,9 @@ def test_evaluate_without_the_filter_would_differ(tiny_scorer, monkeypatch):
 
 def test_a_bundle_without_reranking_says_so(tiny_folder, tmp_path):
     folder = shutil.copytree(tiny_folder, tmp_path / "bundle")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "rerank": None}))
+    manifest = {**json.loads((folder / MANIFEST).read_text()), "rerank": None}
+    del manifest["digest"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     scorer = Scorer.load(folder, threads=1)
     assert scorer.evaluate()["queries"] == 2 * len(TEST_TRIPLES)
     with pytest.raises(QueryError, match="no re-ranking settings"):
