@@ -14,11 +14,10 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pmd.errors import RunError
-from pmd.serving.storage import atomic_file
+from pmd.tensorfile import check_seal, load_tensors, save_tensors
 
 SCHEMA = "pmd-checkpoint/2"
 Sections: TypeAlias = dict[str, dict[str, Tensor]]
@@ -53,15 +52,23 @@ class StageState:
 
 
 def save_checkpoint(path: Path, sections: Mapping[str, Mapping[str, Tensor]], state: StageState) -> None:
-    """Write the tensors of every section and the counters, whole or not at all."""
-    tensors = {
-        f"{section}.{name}": tensor.detach().cpu().contiguous()
-        for section, named in sections.items()
-        for name, tensor in named.items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as partial:
-        save_file(tensors, partial, metadata={"schema": SCHEMA, "state": json.dumps(asdict(state))})
+    """Write the tensors of every section and the counters, whole or not at all.
+
+    Raises RunError if the run's folder is gone, StorageError if the file cannot be written.
+    """
+    if not path.parent.is_dir():
+        raise RunError(f"{path.parent} was removed while it was in use; train again with another --out")
+    tensors = {f"{section}.{name}": tensor for section, named in sections.items() for name, tensor in named.items()}
+    save_tensors(path, tensors, {"schema": SCHEMA, "state": json.dumps(asdict(state))})
+
+
+def checkpoint_stage(path: Path) -> str | None:
+    """The stage that a checkpoint is of; None for a file that is absent or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str(json.loads((file.metadata() or {})["state"])["stage"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_checkpoint(path: Path, stage: str) -> tuple[Sections, StageState]:
@@ -71,11 +78,11 @@ def load_checkpoint(path: Path, stage: str) -> tuple[Sections, StageState]:
     """
     sections: Sections = {}
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            for name in file.keys():
-                section, _, rest = name.partition(".")
-                sections.setdefault(section, {})[rest] = file.get_tensor(name)
+        tensors, metadata = load_tensors(path)
+        check_seal(tensors, metadata)
+        for name, tensor in tensors.items():
+            section, _, rest = name.partition(".")
+            sections.setdefault(section, {})[rest] = tensor
         if metadata.get("schema") != SCHEMA:
             raise RunError(f"{path} has schema {metadata.get('schema')!r}; this version reads {SCHEMA!r}")
         state = StageState(**json.loads(metadata["state"]))
@@ -88,7 +95,8 @@ def load_checkpoint(path: Path, stage: str) -> tuple[Sections, StageState]:
 
 def damaged(path: Path, error: Exception) -> RunError:
     """The error for a checkpoint that cannot be used."""
-    return RunError(f"checkpoint {path} is damaged ({error}); remove it to train the stage again")
+    reason = " ".join(str(error).split())[:200]
+    return RunError(f"checkpoint {path} is damaged ({reason}); remove it to train the stage again")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -91,6 +91,7 @@ def load_encoder(
     for key in DROPOUT_KEYS:
         if hasattr(config, key):
             setattr(config, key, dropout)
+    _check_depth(files.folder, config)
     towers = [_load_tower(files.folder, config) for _ in range(2)]
     model = share_towers(BiEncoder(towers[0], towers[1], temperature), sharing)
     _check_tokenizer(files.folder, config)
@@ -119,6 +120,17 @@ def encoder_depth(files: EncoderFiles) -> int:
 def student_depth(name: str | None) -> int | None:
     """Layers of the students' encoder of a recipe, None where it names none: students are the teacher's then."""
     return encoder_depth(resolve_encoder(name)) if name is not None else None
+
+
+def _check_depth(folder: Path, config: PretrainedConfig) -> None:
+    """Transformers would build every layer that a config claims before it looks into the file."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            tensors = len(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unloadable(folder, error) from error
+    if config.num_hidden_layers > tensors:
+        raise EncoderError(f"{folder}: the config claims {config.num_hidden_layers} layers of {tensors} tensors")
 
 
 def _load_tower(folder: Path, config: PretrainedConfig) -> PreTrainedModel:

@@ -41,7 +41,14 @@ def check_is_encoder(config: PretrainedConfig) -> None:
 
 
 def as_plain_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The config for building float32 models here: no half precision, no code from a hub, no compiling unasked."""
+    """The config for building float32 models here: no half precision, no code from a hub, no compiling unasked.
+
+    Raises EncoderError for a config of no model at all.
+    """
+    if getattr(config, "num_attention_heads", 1) < 1:
+        raise EncoderError(
+            f"num_attention_heads is {config.num_attention_heads}, expected 1 or more; correct config.json"
+        )
     setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", torch.float32)  # by transformers' age
     for name, value in {"auto_map": None, "reference_compile": False}.items():
         if hasattr(config, name):

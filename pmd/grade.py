@@ -12,20 +12,22 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from pmd.errors import EncoderError, GradeError
 from pmd.families import BUILD_ERRORS, as_plain_config, attention_of, longest_text
 from pmd.model import BiEncoder, share_towers, unique_state
-from pmd.serving.storage import atomic_file, write_atomic
+from pmd.serving.storage import write_atomic
 from pmd.serving.texts import Templates
-from pmd.serving.tokenization import TextTokenizer
+from pmd.serving.tokenization import TextTokenizer, TokenizerError
+from pmd.tensorfile import check_seal, load_tensors, save_tensors
 
 SCHEMA = "pmd-grade/1"
 PROBE_TOKENS = 256  # more than local attention sees, so that a layer of the wrong kind shows
 CUTS_THAT_WORK = "with layer 0 first (recipe key layer_maps), or another encoder"
+REASON_CHARACTERS = 300  # of what a library says
+MOST_CLAIMED = 4  # times what the weights hold; nearer counts are told by the tensor that is wrong
 WEIGHTS, CONFIG, TOKENIZER, METRICS = "model.safetensors", "config.json", "tokenizer.json", "metrics.json"
 
 
@@ -50,7 +52,7 @@ class Grade:
 
 
 def save_grade(folder: Path, model: BiEncoder, tokenizer_json: str, info: GradeInfo) -> None:
-    """Write a grade's three files, each whole or absent, the weights last."""
+    """Write a grade's three files, each whole or absent, the weights last: their seal is over all three."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "schema": SCHEMA,
@@ -63,16 +65,10 @@ def save_grade(folder: Path, model: BiEncoder, tokenizer_json: str, info: GradeI
         "share_towers": model.sharing,
         "encoder_config": model.query.config.to_dict(),
     }
-    write_atomic(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, default=str).encode())
+    config_json = json.dumps(config, indent=1, sort_keys=True, default=str).encode()
+    write_atomic(folder / CONFIG, config_json)
     write_atomic(folder / TOKENIZER, tokenizer_json.encode())
-    save_weights(folder / WEIGHTS, model)
-
-
-def save_weights(path: Path, model: BiEncoder, metadata: dict[str, str] | None = None) -> None:
-    """Write the model's tensors as float32 safetensors, whole or absent."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in unique_state(model).items()}
-    with atomic_file(path) as partial:
-        save_file(tensors, partial, metadata=metadata)
+    save_tensors(folder / WEIGHTS, unique_state(model), {}, _beside(config_json, tokenizer_json.encode()))
 
 
 def load_grade(folder: Path) -> Grade:
@@ -80,14 +76,27 @@ def load_grade(folder: Path) -> Grade:
     missing = [name for name in (CONFIG, TOKENIZER, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise GradeError(f"{folder} is not a complete grade: missing {', '.join(missing)}; train it with pmd-train")
-    config = _read_config(folder / CONFIG)
-    model = empty_model(config["encoder_config"], str(config.get("share_towers", "none")))
-    load_weights(folder / WEIGHTS, model)
-    tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
-    info = GradeInfo(
-        config["stage"], config["encoder"], int(config["max_tokens"]), Templates(**config["templates"])
-    )
-    return Grade(model.eval(), TextTokenizer(tokenizer_json, info.max_tokens), tokenizer_json, info)
+    config_json, tokenizer_json = ((folder / name).read_bytes() for name in (CONFIG, TOKENIZER))
+    config = _parsed_config(config_json, folder / CONFIG)
+    tensors, facts = _read_weights(folder / WEIGHTS)
+    try:
+        check_seal(tensors, facts, _beside(config_json, tokenizer_json))
+    except ValueError as error:
+        raise GradeError(
+            f"{folder}: {WEIGHTS}, {CONFIG} or {TOKENIZER} is {error}; train the grade again"
+        ) from error
+    model = _built(config, tensors, folder)
+    model.load_state_dict(tensors, strict=False)  # names were compared; shared tensors are there once
+    try:
+        info = GradeInfo(
+            config["stage"], config["encoder"], int(config["max_tokens"]), Templates(**config["templates"])
+        )
+        text = tokenizer_json.decode("utf-8")
+        return Grade(model.eval(), TextTokenizer(text, info.max_tokens), text, info)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise GradeError(f"{folder}: {CONFIG} or {TOKENIZER} is not a grade's: {error}") from error
+    except TokenizerError as error:
+        raise GradeError(f"{folder / TOKENIZER}: {error}") from error
 
 
 def empty_model(encoder_config: dict[str, Any], sharing: str = "none") -> BiEncoder:
@@ -97,7 +106,7 @@ def empty_model(encoder_config: dict[str, Any], sharing: str = "none") -> BiEnco
         config = as_plain_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
         towers = [without_pooler(_random_tower(config, attention_of(config))) for _ in range(2)]
     except BUILD_ERRORS as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:REASON_CHARACTERS]
         raise GradeError(f"encoder_config describes no known architecture: {reason}") from error
     return share_towers(BiEncoder(towers[0], towers[1], temperature=0.05), sharing)
 
@@ -142,12 +151,27 @@ def without_pooler(tower: PreTrainedModel) -> PreTrainedModel:
     return tower
 
 
-def load_weights(path: Path, model: BiEncoder) -> None:
-    """Load tensors into `model`; raises GradeError on a damaged file, a wrong name or shape, or NaN."""
-    try:
-        found = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise GradeError(f"{path} cannot be read as safetensors: {error}") from error
+def _built(config: dict[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> BiEncoder:
+    """The model of a config, checked to have the tensors of the file. Raises GradeError.
+
+    Its numbers are counted before it gets memory: a config may claim a size that no machine has.
+    """
+    layers = config["encoder_config"].get("num_hidden_layers", config["encoder_config"].get("n_layers", 0))
+    if not isinstance(layers, int) or layers > len(tensors):
+        raise GradeError(f"{folder / CONFIG}: num_hidden_layers is {str(layers)[:60]}, the weights have fewer")
+    sharing = str(config.get("share_towers", "none"))
+    with torch.device("meta"):
+        claimed = sum(part.numel() for part in empty_model(config["encoder_config"], sharing).parameters())
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if claimed > MOST_CLAIMED * held:
+        raise GradeError(f"{folder / CONFIG} describes {claimed:,} parameters, the weights have {held:,}")
+    model = empty_model(config["encoder_config"], sharing)
+    _check_tensors(tensors, model, folder / WEIGHTS)
+    return model
+
+
+def _check_tensors(found: Mapping[str, Tensor], model: BiEncoder, path: Path) -> None:
+    """Raise GradeError unless tensors have the names and shapes of a model, and finite numbers."""
     wanted = unique_state(model)
     if wrong := sorted(set(wanted) ^ set(found)):
         state = "missing" if wrong[0] in wanted else "unexpected"
@@ -159,7 +183,6 @@ def load_weights(path: Path, model: BiEncoder) -> None:
             )
         if not torch.isfinite(tensor).all():
             raise GradeError(f"{path}: tensor {name} holds NaN or infinity; train the grade again")
-    model.load_state_dict(found, strict=False)  # names were compared above; shared tensors are there once
 
 
 def temperature_of(model: BiEncoder) -> float:
@@ -167,11 +190,23 @@ def temperature_of(model: BiEncoder) -> float:
     return math.exp(-float(model.log_inverse_temperature.detach()))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return load_tensors(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise GradeError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())[:200]}") from error
+
+
+def _beside(config_json: bytes, tokenizer_json: bytes) -> bytes:
+    """What the seal of a grade's weights covers besides them."""
+    return b"%d %b%b" % (len(config_json), config_json, tokenizer_json)
+
+
+def _parsed_config(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(data.decode("utf-8"))
         schema = config["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise GradeError(f"{path} is not a grade's config: {error}") from error
     if schema != SCHEMA:
         raise GradeError(f"{path} has schema {schema!r}; this version reads {SCHEMA!r}")
@@ -180,4 +215,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     ]
     if lacking:
         raise GradeError(f"{path} lacks {', '.join(lacking)}")
+    for key in ("encoder_config", "templates"):
+        if not isinstance(config[key], dict):
+            raise GradeError(f"{path}: {key} is no object")
     return dict(config)

@@ -99,14 +99,13 @@ def test_a_cut_is_the_same_once_rebuilt_or_refused(models, tables, tmp_path, fam
         return
     check_survives_saving(cut)
     if layers in {(0, 3), (2,)}:
-        save_grade(tmp_path, cut, "{}", GradeInfo("grade", family, 50, Templates()))
-        (tmp_path / "tokenizer.json").write_text(write_tokenizer(family))
+        save_grade(tmp_path, cut, tokenizer_json_of(family), GradeInfo("grade", family, 50, Templates()))
         for side in ("query", "entity"):
             again = encode_table(load_grade(tmp_path).model, side, tables[family])
             torch.testing.assert_close(again, encode_table(cut, side, tables[family]), rtol=0, atol=1e-6)
 
 
-def write_tokenizer(family):
+def tokenizer_json_of(family):
     return FAMILIES[family][1]().to_str()
 
 
@@ -224,7 +223,7 @@ def test_half_precision_weights_load_as_float32(tmp_path):
     assert load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"].dtype == torch.float16
     model = load(folder)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    save_grade(folder / "grade", model, write_tokenizer("bert"), GradeInfo("grade-4", "half", 50, Templates()))
+    save_grade(folder / "grade", model, tokenizer_json_of("bert"), GradeInfo("grade-4", "half", 50, Templates()))
     for name, tensor in load_grade(folder / "grade").model.state_dict().items():
         assert tensor.dtype == torch.float32
         assert tensor.equal(model.state_dict()[name])
