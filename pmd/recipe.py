@@ -113,7 +113,7 @@ class Recipe(BaseModel):
     max_tokens: Annotated[int, Field(ge=8, le=512)] = 50
     templates: Templates = Templates()
     rerank: Rerank | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     checkpoint_seconds: Positive = 120.0
     """How much work a kill can cost."""
 

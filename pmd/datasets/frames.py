@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 
-from pmd.datasets.lines import read_text, suffix_of
+from pmd.datasets.lines import MOST_UNPACKED, UNPACKED_FREELY_BYTES, read_text, suffix_of
 from pmd.errors import DatasetError
 
 MOST_COLUMNS = 1000  # that are read as text; pyarrow would guess the kind of any more
+MOST_ROWS_PER_BYTE = 20  # of a Parquet file; a row of three texts that differ takes bytes
 BLOCK_LIMIT = 2**31 - 1  # pyarrow counts a block's bytes in 32 bits
 Headings = Mapping[str, tuple[str, ...]]
 
@@ -91,10 +92,34 @@ def _by_order(path: Path, names: Sequence[str], headings: Headings, needed: int)
 def _parquet(path: Path) -> tuple[pa.Table, list[str]]:
     try:
         with open(path, "rb") as file:  # pyarrow itself opens no path that is not UTF-8
-            table = pq.read_table(file)
-        return table, table.column_names
+            names = _checked_size(path, pq.ParquetFile(file).metadata)
+            table = pq.read_table(file, read_dictionary=names)  # a long text that repeats is held once
+        return _spread(path, table), table.column_names
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is not UTF-8
         raise DatasetError(f"{path}: not a Parquet file, or cut short ({_first_line(error)})") from error
+
+
+def _checked_size(path: Path, metadata: pq.FileMetaData) -> list[str]:
+    """The names of its columns of text. Raises DatasetError for more rows than a file of its size can hold."""
+    most = MOST_ROWS_PER_BYTE * path.stat().st_size
+    if metadata.num_rows > most:
+        raise DatasetError(f"{path}: it claims {metadata.num_rows:,} rows, expected at most {most:,} in its size")
+    columns = (metadata.schema.column(number) for number in range(metadata.num_columns))
+    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+
+
+def _spread(path: Path, table: pa.Table) -> pa.Table:
+    """The table with each text in its place. Raises DatasetError where that takes far more than the file does."""
+    most = max(UNPACKED_FREELY_BYTES, MOST_UNPACKED * path.stat().st_size)
+    for place, column in enumerate(table.columns):
+        if not pa.types.is_dictionary(column.type):
+            continue
+        sizes = [pc.sum(pc.take(pc.binary_length(part.dictionary), part.indices)).as_py() for part in column.chunks]
+        most -= sum(size or 0 for size in sizes)
+        if most < 0:
+            raise DatasetError(f"{path}: its texts are more than {MOST_UNPACKED} times its size; write it as CSV")
+        table = table.set_column(place, table.field(place).name, pc.cast(column, column.type.value_type))
+    return table
 
 
 def _csv(path: Path) -> tuple[pa.Table, list[str]]:
@@ -102,6 +127,9 @@ def _csv(path: Path) -> tuple[pa.Table, list[str]]:
     data = read_text(path).encode()
     if not data.strip():
         raise DatasetError(f"{path}:1: the file is empty")
+    columns = len(next(_records(path), (0, []))[1])
+    if columns > MOST_COLUMNS:
+        raise DatasetError(f"{path}:1: {columns:,} columns, expected at most {MOST_COLUMNS:,}")
     strings = {f"f{number}": pa.string() for number in range(MOST_COLUMNS)}
     try:
         table = arrow_csv.read_csv(

@@ -16,6 +16,10 @@ OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 COMPRESSED = tuple(OPENERS)
 CUT = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error)  # what damaged compressed files raise
 BLOCK_BYTES = 1 << 20
+MOST_UNPACKED = 500
+"""Times its own size that a compressed file may unpack to; text does so 3 to 50 times, a bomb thousands."""
+UNPACKED_FREELY_BYTES = 64 << 20
+"""What any compressed file may unpack to."""
 
 
 def find(folder: Path, *names: str) -> Path | None:
@@ -35,11 +39,35 @@ def stem_of(path: Path) -> str:
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The file's bytes, decompressed as its suffix says."""
+    """The file's bytes, decompressed as its suffix says; reading raises DatasetError for a decompression bomb."""
     if path.suffix not in COMPRESSED:
         return open(path, "rb")
     # gzip and lzma read lines in Python; buffered, they are read in C, which halves the time of a small file.
-    return cast(BinaryIO, io.BufferedReader(OPENERS[path.suffix](path, "rb"), BLOCK_BYTES))
+    return cast(BinaryIO, io.BufferedReader(_Unpacked(path), BLOCK_BYTES))
+
+
+class _Unpacked(io.RawIOBase):
+    """A compressed file's content, as far as it is no bomb."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, OPENERS[path.suffix](path, "rb")
+        self._left = max(UNPACKED_FREELY_BYTES, MOST_UNPACKED * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self._file.readinto(buffer))
+        self._left -= count
+        if self._left < 0:
+            raise DatasetError(
+                f"{self._path}: it unpacks to more than {MOST_UNPACKED} times its size; unpack it first"
+            )
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:

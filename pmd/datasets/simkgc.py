@@ -215,5 +215,7 @@ def _parsed(path: Path, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path}:{error.lineno}: not JSON ({error.msg}); mend or make the file again") from error
+    except ValueError as error:  # a whole number of thousands of digits
+        raise DatasetError(f"{path}:1: not JSON ({error}); mend or make the file again") from error
     except RecursionError as error:
         raise DatasetError(f"{path}:1: nested too deeply to be a list of records") from error
