@@ -39,6 +39,9 @@ def here(lock=LOCKS[0]):
 
 
 def installed_as_locked():
+    """Whether this environment is CI's: the versions of the lock, and the project as setup.py is now."""
+    if not set(EXTRAS) <= set(distribution(PROJECT).metadata.get_all("Provides-Extra") or ()):
+        return False
     try:
         return all(line.specifier.contains(version(name)) for name, line in here().items())
     except PackageNotFoundError:
