@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pmd.batches import Batch, TrainingTexts
 from pmd.model import BiEncoder, unique_state
 from pmd.packing import PackedTexts
 from pmd.serving.storage import atomic_folder
+from pmd.tensorfile import save_tensors
 
 FOLDER, FACTS, TENSORS = "bad-batch", "batch.json", "batch.safetensors"
 SCHEMA = "pmd-bad-batch/1"
@@ -49,7 +49,7 @@ def save_bad_batch(
         "heads": torch.from_numpy(batch.heads),
     }
     with atomic_folder(folder, replace=True) as partial:
-        save_file({name: tensor.clone() for name, tensor in tensors.items()}, partial / TENSORS)
+        save_tensors(partial / TENSORS, {name: tensor.clone() for name, tensor in tensors.items()}, {})
         text = json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False)
         (partial / FACTS).write_text(text + "\n", encoding="utf-8")
 

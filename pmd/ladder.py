@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pmd.batches import TrainingTexts, steps_per_epoch, tokenise
-from pmd.checkpoint import StageState
+from pmd.checkpoint import StageState, checkpoint_stage
 from pmd.datasets.places import cache_folder
 from pmd.deadline import Deadline
 from pmd.device import keep_freed_memory, uses_bf16
@@ -28,7 +28,7 @@ from pmd.pretrained import Pretrained
 from pmd.recipe import Recipe
 from pmd.run import LADDER_SCHEMA, RunFolder, start_run, write_json
 from pmd.serving.known import KnownAnswers
-from pmd.serving.storage import atomic_folder
+from pmd.serving.storage import StorageError, atomic_folder, discard
 from pmd.serving.tokenization import TextTokenizer
 from pmd.stages import (
     PRETRAINED,
@@ -112,7 +112,10 @@ def train_ladder(
             reuse=reuse,
             workers=workers,
         )
-        return ladder.train()
+        try:
+            return ladder.train()
+        except StorageError as error:
+            raise StorageError(f"{error}; what was saved is whole, go on with --resume") from error
 
 
 @dataclass
@@ -133,6 +136,7 @@ class _Ladder:
 
     def train(self) -> tuple[dict[str, Any], bool]:
         done = True
+        self._drop_spent_checkpoint()
         for stage in self.stages:
             if self._finished(stage) or self._taken_over(stage):
                 continue
@@ -144,6 +148,15 @@ class _Ladder:
             self._forget_models(after=stage)
             self._write_ladder()
         return self._write_ladder(), done
+
+    def _drop_spent_checkpoint(self) -> None:
+        """Remove the checkpoint of a finished stage: a kill came after the stage was saved and before this."""
+        path = self.folder.checkpoint
+        if self.workers.leads:
+            finished = [stage.name for stage in self.stages if self._finished(stage)]
+            if not path.exists() or checkpoint_stage(path) in finished:
+                discard(path)
+        self.workers.wait()
 
     def _train_stage(self, stage: Stage) -> BiEncoder:
         teacher = Teacher(self._model(stage.teacher), stage.taught_inner) if stage.teacher else None
@@ -169,10 +182,12 @@ class _Ladder:
 
     def _save(self, stage: Stage, student: BiEncoder, metrics: dict[str, Any]) -> None:
         info = GradeInfo(stage.name, self.encoders.of(stage.name)[1], self.recipe.max_tokens, self.recipe.templates)
+        if not self.folder.run.is_file():
+            raise RunError(f"{self.folder.root} was removed while it was in use; train again with another --out")
         with atomic_folder(self.folder.stage(stage.name)) as partial:
             save_grade(partial, student, self.encoders.tokenizer_json, info)
             write_json(partial / METRICS, metrics)
-        self.folder.checkpoint.unlink(missing_ok=True)
+        discard(self.folder.checkpoint)
 
     def _trainer(self, stage: Stage, student: BiEncoder, teacher: Teacher | None) -> StageTrainer:
         recipe = self.recipe
