@@ -20,6 +20,8 @@ from pmd.serving.errors import PmdError
 from pmd.serving.exhausted import out_of_memory, ran_out_of_memory
 
 EXIT_FAILURE, EXIT_MISTAKE, EXIT_TIME_LIMIT, EXIT_INTERRUPTED = 1, 2, 75, 130
+LINE_BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+"""Ends of lines to some readers, which JSON leaves as they are."""
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 TRUSTED_KEY = click.option(
     "--trusted-key",
@@ -101,7 +103,7 @@ def emit(result: dict[str, Any]) -> None:
 
     It is pure ASCII where stdout cannot hold its texts: a terminal of few characters, a file name that is no text.
     """
-    text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(result, ensure_ascii=False, allow_nan=False).translate(LINE_BREAKS)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

@@ -20,6 +20,7 @@ from pmd.errors import DatasetError, RecipeError
 from pmd.recipe import load_recipe, parse_setting
 from pmd.serving.archive import npy_array
 from pmd.serving.asked import MOST_THREADS
+from pmd.serving.command import emit
 from pmd.serving.encoder import open_session
 from pmd.serving.errors import BundleError, PmdError, QueryError
 from pmd.serving.predictions import PredictionsError, read_ranks, write_predictions
@@ -212,6 +213,12 @@ class TestDocuments:
         about = write_predictions(tiny_scorer, "test", 1, file)
         file.write_text(json.dumps(about | {"lines": 0}) + "\n", encoding="utf-8")
         refused(PredictionsError, lambda: read_ranks(file))
+
+
+def test_the_last_line_is_one_line_to_every_reader(capsys):
+    emit({"name": "a\u2028b\u2029c\x85d"})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {"name": "a\u2028b\u2029c\x85d"}
 
 
 def test_a_numpy_file_of_a_version_that_there_is_not():
