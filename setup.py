@@ -25,7 +25,7 @@ TRAIN = [
 EXPORT = [*TRAIN, "onnx>=1.17", "onnx-ir>=0.1", "transformers<4.58"]
 BENCH = ["psutil>=5.9", "matplotlib>=3.8", "Jinja2>=3.1"]
 ANN = ["usearch>=2.16"]
-SERVER = ["starlette>=0.40", "uvicorn>=0.30", "pydantic>=2.8", "prometheus-client>=0.20"]
+SERVER = ["starlette>=0.40", "uvicorn>=0.30", "h11>=0.14", "pydantic>=2.8", "prometheus-client>=0.20"]
 SIGN = ["cryptography>=42"]
 STUDY = [*TRAIN, "optuna>=4.2", "matplotlib>=3.8"]
 TRACK = ["tensorboard>=2.16", "mlflow>=2.16", "wandb>=0.17"]

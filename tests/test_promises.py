@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "serving": {"numpy", "onnxruntime", "tokenizers", "click", "usearch", "cryptography"},
-    "serving/server": {"starlette", "uvicorn", "pydantic", "pydantic_core", "prometheus_client", "click"},
+    "serving/server": {"starlette", "uvicorn", "h11", "pydantic", "pydantic_core", "prometheus_client", "click"},
     "pmd": {"numpy", "torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "pydantic", "yaml"}
     | {"rich", "click", "accelerate"},
     "pmd/study": {"numpy", "torch", "transformers", "pydantic", "yaml", "click", "optuna", "matplotlib"},
