@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PART = "portability"
 CONTROL = Path("/sys/fs/cgroup")
 MIB = 1 << 20
-SPACES_MIB = (*range(40, 200, 40), *range(200, 320, 12))
+SPACES_MIB = (*range(40, 200, 30), *range(200, 320, 12))
 """Sizes of the address space to try: libraries are mapped whole, so most of it is never touched."""
 RESIDENT_MIB = (8, 128)
 """Where the smallest control group is looked for."""
