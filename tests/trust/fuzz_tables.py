@@ -39,7 +39,7 @@ def arrays(folder: Path) -> Surface:
     kinds = ("i1", "u1", "<i4", "<i8", "<f4", "<f8")
     seeds = [_npy(np.arange(6).astype(kind).reshape(2, 3)) for kind in kinds]
     seeds += [
-        _npy(np.asfortranarray(np.ones((3, 2), "f4"))),
+        _npy(np.asfortranarray(np.arange(6, dtype="f4").reshape(3, 2))),
         _npy(np.zeros(0, "i8")),
         _npy(np.array(["a"], object)),
     ]
