@@ -68,5 +68,5 @@ def seal_of(tensors: Mapping[str, Tensor], facts: Mapping[str, str], beside: byt
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        found.update(tensor.reshape(-1).view(uint8).numpy())
+        found.update(tensor.reshape(-1).view(uint8).numpy().data)
     return found.hexdigest()

@@ -44,5 +44,5 @@ class CheckedSource:
 
 def check_bytes(data: ByteArray | bytes, sha256: str, what: str) -> None:
     """Raise BundleError unless bytes have this sha256, in hex."""
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if hashlib.sha256(data if isinstance(data, bytes) else data.data).hexdigest() != sha256:
         raise BundleError(f"{what} is not what the manifest's sha256 says; it was changed or damaged")

@@ -34,7 +34,7 @@ ELEMENTS_PER_BYTE = 4  # of the smallest type there is, two bits
 def check_model(data: ByteArray) -> None:
     """Raise BundleError unless a file's bytes, uint8 (bytes,), are an ONNX graph as the module describes it."""
     graphs = 0
-    for field, value in _fields(memoryview(data)):
+    for field, value in _fields(data.data):
         if field == MODEL_FUNCTIONS:
             raise BundleError("the graph defines functions of its own; export it with plain operators")
         if field == MODEL_GRAPH:
