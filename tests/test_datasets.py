@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pmd.datasets import bulk, load_graph, shipped_datasets, triples
+from pmd.datasets import bulk, layouts, load_graph, shipped_datasets, triples
 from pmd.datasets.triples import Vocabulary, read_by_line, read_triples
 from pmd.errors import DatasetError
 from tests.graphs import assert_same
@@ -199,3 +199,33 @@ def test_a_million_lines_cut_in_the_middle_name_the_line(tmp_path):
     (folder / "train.tsv.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(DatasetError, match=r"train.tsv.gz:\d{6}: the file is cut short"):
         load_graph(str(folder))
+
+
+@pytest.mark.parametrize(("suffix", "opener"), [(".gz", gzip.open), (".xz", lzma.open)])
+def test_a_decompression_bomb_is_refused(folder, monkeypatch, suffix, opener):
+    """A few kilobytes that unpack to gigabytes; text never shrinks so far."""
+    monkeypatch.setattr("pmd.datasets.lines.UNPACKED_FREELY_BYTES", 1 << 20)
+    (folder / "train.tsv").unlink()
+    with opener(folder / f"train.tsv{suffix}", "wb") as file:
+        file.write(bytes(8 << 20))
+    with pytest.raises(DatasetError, match="unpacks to more than 500 times its size"):
+        load_graph(str(folder))
+
+
+def test_a_csv_of_a_million_columns_is_refused(tmp_path):
+    """Arrow would ask for memory for each of them, and end the process where there is none."""
+    pytest.importorskip("pyarrow")
+    (tmp_path / "graph.csv").write_text("a," * 200_000 + "b\n")
+    with pytest.raises(DatasetError, match="columns, expected at most 1,000"):
+        layouts.read(tmp_path / "graph.csv")
+
+
+def test_a_text_that_repeats_for_ever_in_parquet_is_refused(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr("pmd.datasets.frames.UNPACKED_FREELY_BYTES", 1 << 20)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 10_000), pa.array(["x" * 10_000]))
+    pq.write_table(pa.table({name: column for name in ("head", "relation", "tail")}), tmp_path / "graph.parquet")
+    with pytest.raises(DatasetError, match="its texts are more than 500 times its size"):
+        layouts.read(tmp_path / "graph.parquet")
