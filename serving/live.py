@@ -116,3 +116,12 @@ def _after(state: Snapshot, change: Change) -> Snapshot:
     if change.row is not None and change.vector is not None:
         return state.with_row(change.row, change.vector)
     return state.without(state.entities.find(change.entity))
+
+
+def opened_near(path: str | Path | None, bundle: Bundle, *, verify: bool) -> Near | None:
+    """The index of a bundle at `path`, None without one. Raises as `near.NearIndex.open`."""
+    if path is None:
+        return None
+    from pmd.serving.near import NearIndex  # here, not above: it brings what only a command needs
+
+    return NearIndex.open(Path(path), bundle, verify=verify)

@@ -33,7 +33,7 @@ from pmd.serving.errors import QueryError
 from pmd.serving.explain import Explanation, explain
 from pmd.serving.journal import Journal
 from pmd.serving.known import SPLIT_NAMES, IntArray, KnownAnswers
-from pmd.serving.live import LiveGraph
+from pmd.serving.live import LiveGraph, opened_near
 from pmd.serving.manifest import rerank_of
 from pmd.serving.neighbours import reranked as with_neighbours
 from pmd.serving.ranking import FloatArray, Metrics, ScoreQueries, evaluate
@@ -97,9 +97,7 @@ class Scorer:
         bundle = Bundle.open(path, verify=verify, trusted_keys=trusted_keys)
         cached = whole_number(cached_queries, "cached_queries", least=0)
         encoder = TowerEncoder.load(bundle, QUERY, provider=provider, threads=threads, cached_texts=cached)
-        index = (
-            None if near is None else _opened_index(Path(near), bundle, bool(verify) or trusted_keys is not None)
-        )
+        index = opened_near(near, bundle, verify=bool(verify) or trusted_keys is not None)
         return cls(bundle, encoder, threads=threads, provider=provider, journal=journal, near=index)
 
     def close(self) -> None:
@@ -397,9 +395,3 @@ class Scorer:
     def _scores(self, state: Snapshot, heads: IntArray, relations: IntArray) -> FloatArray:
         vectors = self._encoder(state.texts.queries(*directed_queries(state, heads, relations)))
         return state.tables.vectors.scores(vectors)
-
-
-def _opened_index(path: Path, bundle: Bundle, verify: bool) -> Near:
-    from pmd.serving.near import NearIndex  # here, not above: it brings what only a command needs
-
-    return NearIndex.open(path, bundle, verify=verify)
