@@ -40,6 +40,7 @@ def test_public_names_are_pinned_and_sorted():
     assert pmd.serving.__all__ == [
         "BundleError",
         "MissingExtra",
+        "PlatformError",
         "PmdError",
         "Prediction",
         "ProviderError",
