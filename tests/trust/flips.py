@@ -263,13 +263,13 @@ def _attack(name: str, what: str, quick: int, full: int, memory: int = SERVING_B
 
 DAMAGE = "flipped bytes, cuts and extensions: refused in one line, or the same answers"
 ATTACKS = (
-    _attack("fp32", f"Every file of a float32 bundle, {DAMAGE}; all found with verify=True", 600, 15_000),
-    _attack("int8", f"Every file of an int8 bundle, {DAMAGE}; all found with verify=True", 600, 16_000),
-    _attack("zip", f"A bundle as one zip, {DAMAGE}", 400, 16_000),
+    _attack("fp32", f"Every file of a float32 bundle, {DAMAGE}; all found with verify=True", 250, 15_000),
+    _attack("int8", f"Every file of an int8 bundle, {DAMAGE}; all found with verify=True", 250, 16_000),
+    _attack("zip", f"A bundle as one zip, {DAMAGE}", 120, 16_000),
     _attack(
-        "resealed", "Changed files with a manifest that fits them: no crash, no hang, one-line errors", 600, 18_000
+        "resealed", "Changed files with a manifest that fits them: no crash, no hang, one-line errors", 200, 18_000
     ),
-    _attack("grade", f"A grade's weights, config and tokenizer, {DAMAGE}", 150, 3_000, TRAINING_BYTES),
-    _attack("checkpoint", f"A training checkpoint, {DAMAGE}", 300, 2_000, TRAINING_BYTES),
-    _attack("journal", f"A journal of changes, {DAMAGE}; a cut one is that of fewer changes", 200, 2_000),
+    _attack("grade", f"A grade's weights, config and tokenizer, {DAMAGE}", 30, 3_000, TRAINING_BYTES),
+    _attack("checkpoint", f"A training checkpoint, {DAMAGE}", 60, 2_000, TRAINING_BYTES),
+    _attack("journal", f"A journal of changes, {DAMAGE}; a cut one is that of fewer changes", 60, 2_000),
 )

@@ -34,6 +34,7 @@ def hostile_case(folder: Path) -> Case:
 
     good = write_tiny_bundle(folder / "good", precision="int8")
     harms = all_harms()
+    random.Random(0).shuffle(harms)  # so that a part of them has some of each kind
 
     def case(number: int, _: random.Random) -> str:
         name, harm, may_answer = harms[number % len(harms)]
@@ -361,4 +362,4 @@ WHAT = (
     "graphs, tokenizers; refused in one line or answering, within 3 GiB of address space and a minute each"
 )
 COUNT = len(all_harms())
-ATTACKS = (Attack("hostile-bundles", "hostile files", WHAT, _run, COUNT, COUNT),)
+ATTACKS = (Attack("hostile-bundles", "hostile files", WHAT, _run, COUNT // 3, COUNT),)

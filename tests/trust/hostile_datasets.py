@@ -88,6 +88,8 @@ def weights_case(folder: Path) -> Case:
 def _cases(
     folder: Path, harms: list[tuple[str, Harm, bool]], good: Callable[[Path], None], ask: Callable[[Path], str]
 ) -> Case:
+    random.Random(0).shuffle(harms)  # so that a part of them has some of each kind
+
     def case(number: int, _: random.Random) -> str:
         name, harm, may_read = harms[number % len(harms)]
         place = folder / f"case-{number}"
@@ -395,7 +397,7 @@ def _attack(name: str, what: str, count: int, memory: int) -> Attack:
         return tally
 
     label = {"dataset": "hostile-datasets", "recipe": "hostile-recipes", "weights": "hostile-weights"}[name]
-    return Attack(label, "hostile files", what, run, count, count)
+    return Attack(label, "hostile files", what, run, count // 3, count)
 
 
 READ = "refused in one line or read, within a minute each"
