@@ -80,7 +80,7 @@ class EntityMaker:
         vector = self._encoder([text])[0]
         if not np.isfinite(vector).all():
             raise BundleError(
-                f"{self._bundle.path}: {ENTITY}/{MODEL} gives NaN or infinity for {entity!r}; export the bundle again"
+                f"{self._bundle.path}: {ENTITY}/{MODEL} gives NaN or infinity for {entity!r}; export it again"
             )
         return self._unit(vector)
 
@@ -88,7 +88,8 @@ class EntityMaker:
         try:
             values = np.asarray(vector, dtype=np.float64)
         except (TypeError, ValueError, OverflowError) as error:
-            raise QueryError(f"vector must be {self._width} numbers: {' '.join(str(error).split())[:200]}") from error
+            why = " ".join(str(error).split())[:200]
+            raise QueryError(f"vector must be {self._width} numbers: {why}") from error
         if values.shape != (self._width,) or not np.isfinite(values).all() or not values.any():
             raise QueryError(f"vector must be {self._width} finite numbers, not all 0; got {_shown(values)}")
         with np.errstate(over="ignore", under="ignore"):

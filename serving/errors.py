@@ -29,7 +29,7 @@ class MissingExtra(PmdError):
 
 
 class PlatformError(PmdError):
-    """This processor or Python cannot read bundles: it is big-endian, or of 32 bits."""
+    """The processor or the Python cannot read bundles: it is big-endian, or of 32 bits."""
 
 
 class ServingError(PmdError):

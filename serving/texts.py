@@ -47,7 +47,7 @@ class Templates:
             unknown = set(FIELD.findall(getattr(self, template))) - fields
             if unknown:
                 raise TemplateError(
-                    f"template {template} has unknown field {sorted(unknown)[0][:60]!r}; it may use {sorted(fields)}"
+                    f"template {template} has unknown field {min(unknown)[:60]!r}; it may use {sorted(fields)}"
                 )
 
     def as_dict(self) -> dict[str, str | int]:

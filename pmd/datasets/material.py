@@ -53,7 +53,8 @@ class TableBuilder:
         row = self.table.ids.index(key)
         same = (self.table.names[row], self.table.descriptions[row]) == (name, description)
         texts = "the same texts" if same else "other texts"
-        return f"id {key[:SHOWN]!r} stands here a second time, with {texts} (first at {self._place(first)}); keep one of them"
+        there = f"first at {self._place(first)}"
+        return f"id {key[:SHOWN]!r} stands here a second time, with {texts} ({there}); keep one of them"
 
 
 @dataclass(frozen=True)

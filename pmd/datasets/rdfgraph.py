@@ -97,7 +97,7 @@ class Statements:
                 "".join(row).encode()
             except UnicodeEncodeError as error:
                 raise DatasetError(
-                    f"{self._file.parent}: IRI {iri[:80]!r} or a text of it has half a surrogate pair; mend the escape"
+                    f"{self._file.parent}: IRI {iri[:80]!r} or its text has half a surrogate pair; mend the escape"
                 ) from error
             builder.add(number, *row)
         return builder.table
@@ -122,8 +122,8 @@ class Statements:
     def _link(self, subject: str, predicate: str, value: str) -> None:
         if self._split is None:
             raise DatasetError(
-                f"{self._file}: links {subject[:80]!r} to {value[:80]!r}, but stands beside a train file and so may hold texts "
-                f"alone; move its links into train"
+                f"{self._file}: links {subject[:80]!r} to {value[:80]!r}, but stands beside a train file "
+                f"and so may hold texts alone; move its links into train"
             )
         self._linked.update((subject, value))
         head, tail = _number(self._subjects, subject), _number(self._subjects, value)
