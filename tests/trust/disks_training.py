@@ -273,7 +273,7 @@ ATTACKS = (
         "the disk under `pmd-train` is too small, fills, turns read-only or loses the run folder: exit code 2 and "
         "one line, all files whole; with that mended, `--resume` ends with the same bytes",
         disk_training,
-        quick=8,
+        quick=4,
         full=200,
         skip=why_no_disk,
     ),
@@ -283,7 +283,7 @@ ATTACKS = (
         "`pmd-export` on a disk that is too small, for the bundle or for temporary files: exit code 2 and one "
         "line, the older bundle is kept, nothing half-written is left",
         disk_export,
-        quick=5,
+        quick=3,
         full=100,
         skip=why_no_disk,
     ),

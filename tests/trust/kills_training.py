@@ -23,7 +23,7 @@ CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
 def kill_training(ground: Ground) -> Tally:
     """Kill a ladder until it has nothing left to train; then another one, until all kills are made."""
-    toy = Toy.made(ground.folder / "toy", epochs=6, checkpoint_seconds=CHECKPOINT_SECONDS)
+    toy = Toy.made(ground.folder / "toy", epochs=4, checkpoint_seconds=CHECKPOINT_SECONDS)
     length_seconds = toy.train(ground.folder / "measured").seconds
     tally, moments, most_lost = Tally(), delays(length_seconds, ground.random), 0
     ladders = 0
@@ -239,7 +239,7 @@ ATTACKS = (
         "`kill -9` of `pmd-train` at random moments: finished stages are whole, less than a checkpoint interval is "
         "lost, `--resume` ends with the same bytes and no left-overs",
         kill_training,
-        quick=5,
+        quick=3,
         full=100,
     ),
     Attack(
@@ -247,7 +247,7 @@ ATTACKS = (
         PART,
         "`kill -9` of `pmd-train` right before each call that changes the run folder: the same",
         kill_training_writes,
-        quick=4,
+        quick=3,
         full=1000,
     ),
     Attack(
