@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import struct
-import time
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -19,11 +17,10 @@ import numpy as np
 from tests.trust.attack import Attack, Ground, Tally
 from tests.trust.case_child import Case
 from tests.trust.case_pool import run_cases
-from tests.trust.fuzz_engine import Broken, settled
-from tests.trust.harms import MODEL, TOKENIZER, Harm, sealed_file
+from tests.trust.fuzz_engine import settled
+from tests.trust.harms import MODEL, TOKENIZER, Harm, NamedHarm, harmed, sealed_file
 from tests.trust.hostile_towers import graphs, tokenizers
 
-SLOW_SECONDS = 60.0
 HUGE, ALL_NINES = 10**400, "9" * 5000
 
 
@@ -33,30 +30,12 @@ def hostile_case(folder: Path) -> Case:
     from tests.tiny_bundle import write_tiny_bundle
 
     good = write_tiny_bundle(folder / "good", precision="int8")
-    harms = all_harms()
-    random.Random(0).shuffle(harms)  # so that a part of them has some of each kind
-
-    def case(number: int, _: random.Random) -> str:
-        name, harm, may_answer = harms[number % len(harms)]
-        bundle = Path(shutil.copytree(good, folder / f"case-{number}"))
-        path = harm(bundle) or bundle
-        start = time.monotonic()
-        try:
-            found = settled(lambda: _asked(Scorer.load(path, threads=1)), PmdError)
-        except Broken as broken:
-            raise Broken(f"{name}: {broken}") from broken
-        except BaseException as error:
-            error.case = name  # type: ignore[attr-defined]
-            raise
-        finally:
-            shutil.rmtree(bundle, ignore_errors=True)
-        if time.monotonic() - start > SLOW_SECONDS:
-            raise Broken(f"{name}: took {time.monotonic() - start:.0f} s")
-        if found == "answered" and not may_answer:
-            raise Broken(f"{name}: was opened and answered")
-        return found
-
-    return case
+    return harmed(
+        folder,
+        all_harms(),
+        lambda place: shutil.copytree(good, place),
+        lambda path: settled(lambda: _asked(Scorer.load(path, threads=1)), PmdError),
+    )
 
 
 def _asked(scorer: Any) -> str:
@@ -68,7 +47,7 @@ def _asked(scorer: Any) -> str:
     return "answered"
 
 
-def all_harms() -> list[tuple[str, Harm, bool]]:
+def all_harms() -> list[NamedHarm]:
     """Name, harm, and whether answering is right as well."""
     return [*_manifests(), *_places(), *_tables(), *_zips(), *graphs(), *tokenizers()]
 
@@ -103,7 +82,7 @@ def _raw(old: str, new: str) -> Harm:
     return harm
 
 
-def _manifests() -> list[tuple[str, Harm, bool]]:
+def _manifests() -> list[NamedHarm]:
     entry = {"bytes": 1, "sha256": "0" * 64}
     names = (
         "../../etc/passwd",
@@ -117,7 +96,7 @@ def _manifests() -> list[tuple[str, Harm, bool]]:
         "x" * 5000,
         "a\0b",
     )
-    found: list[tuple[str, Harm, bool]] = [
+    found: list[NamedHarm] = [
         (f"a file named {name[:20]!r}", _told(lambda m, name=name: m["files"].update({name: entry})), False)
         for name in names
     ]
@@ -173,7 +152,7 @@ def _grown(name: str, size: int) -> Harm:
     return lambda bundle: os.truncate(bundle / name, size)  # type: ignore[func-returns-value]
 
 
-def _places() -> list[tuple[str, Harm, bool]]:
+def _places() -> list[NamedHarm]:
     things: dict[str, Callable[[Path], Any]] = {
         "a FIFO": os.mkfifo,
         "a folder": os.mkdir,
@@ -215,7 +194,7 @@ def _pickled() -> bytes:
     return file.getvalue()
 
 
-def _tables() -> list[tuple[str, Harm, bool]]:
+def _tables() -> list[NamedHarm]:
     shapes = ("-12, 16", f"{2**62}, 16", f"{2**64}, 0", "0, " * 40, "9" * 3000, "12 16", "12, 16, 1", "")
     arrays = {f"vectors of shape ({shape[:20]})": npy(shape) for shape in shapes}
     arrays |= {
@@ -314,7 +293,7 @@ def _packed(change: Callable[[bytes], bytes]) -> Harm:
     return harm
 
 
-def _zips() -> list[tuple[str, Harm, bool]]:
+def _zips() -> list[NamedHarm]:
     lies: dict[str, Callable[[bytes], bytes]] = {
         "sizes of four gigabytes": _directory(20, "<LL", 2**32 - 2, 2**32 - 2),
         "zip64 sizes without a record": _directory(20, "<LL", 2**32 - 1, 2**32 - 1),

@@ -6,22 +6,18 @@ import gzip
 import json
 import lzma
 import os
-import random
 import shutil
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from tests.trust.attack import Attack, Ground, Tally
 from tests.trust.case_child import Case
 from tests.trust.case_pool import TRAINING_BYTES, run_cases
-from tests.trust.fuzz_engine import Broken, settled
+from tests.trust.fuzz_engine import settled
+from tests.trust.harms import Harm, NamedHarm, harmed
 
-Harm: TypeAlias = Callable[[Path], Path | None]
-"""Harms a good folder; gives the path to read where it is another."""
-SLOW_SECONDS = 60.0
 ENTITIES, RELATIONS = "a\ta\t\nb\tb\t\n", "r\tr\n"
 TRIPLE = "a\tr\tb\n"
 RECIPE = {"dataset": "umls", "grades": [3], "mask_rates": [0.1], "epochs": 1, "batch_size": 8, "lr": 0.1}
@@ -38,10 +34,11 @@ def dataset_case(folder: Path) -> Case:
         return "read"
 
     def good(place: Path) -> None:
+        place.mkdir()
         for name, text in {"entities": ENTITIES, "relations": RELATIONS, "train": TRIPLE}.items():
             (place / f"{name}.tsv").write_text(text)
 
-    return _cases(folder, datasets(), good, lambda path: settled(lambda: read(path), DatasetError))
+    return harmed(folder, datasets(), good, lambda path: settled(lambda: read(path), DatasetError))
 
 
 def recipe_case(folder: Path) -> Case:
@@ -53,7 +50,7 @@ def recipe_case(folder: Path) -> Case:
         load_recipe(str(path / "recipe.yaml"), {})
         return "read"
 
-    return _cases(folder, recipes(), lambda _: None, lambda path: settled(lambda: read(path), RecipeError))
+    return harmed(folder, recipes(), Path.mkdir, lambda path: settled(lambda: read(path), RecipeError))
 
 
 def weights_case(folder: Path) -> Case:
@@ -82,37 +79,7 @@ def weights_case(folder: Path) -> Case:
             load_encoder(resolve_encoder(str(path / "encoder")), dropout=0.1, temperature=0.05)
         return "read"
 
-    return _cases(folder, weights(), good, lambda path: settled(lambda: read(path), PmdError))
-
-
-def _cases(
-    folder: Path, harms: list[tuple[str, Harm, bool]], good: Callable[[Path], None], ask: Callable[[Path], str]
-) -> Case:
-    random.Random(0).shuffle(harms)  # so that a part of them has some of each kind
-
-    def case(number: int, _: random.Random) -> str:
-        name, harm, may_read = harms[number % len(harms)]
-        place = folder / f"case-{number}"
-        place.mkdir()
-        good(place)
-        path = harm(place) or place
-        start = time.monotonic()
-        try:
-            found = ask(path)
-        except Broken as broken:
-            raise Broken(f"{name}: {broken}") from broken
-        except BaseException as error:
-            error.case = name  # type: ignore[attr-defined]
-            raise
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-        if time.monotonic() - start > SLOW_SECONDS:
-            raise Broken(f"{name}: took {time.monotonic() - start:.0f} s")
-        if found == "read" and not may_read:
-            raise Broken(f"{name}: was read")
-        return found
-
-    return case
+    return harmed(folder, weights(), good, lambda path: settled(lambda: read(path), PmdError))
 
 
 def _put(name: str, data: Callable[[], bytes], *, instead: str = "", alone: bool = False) -> Harm:
@@ -183,12 +150,12 @@ def _repeated(text: str, times: int) -> Callable[[], Any]:
     return make
 
 
-def datasets() -> list[tuple[str, Harm, bool]]:
+def datasets() -> list[NamedHarm]:
     """Name, harm, and whether reading it is right as well."""
     ids = ("head", "relation", "tail")
     triples = TRIPLE.encode()
     simkgc = {"entities.json": b'[{"entity_id": "a", "entity": "a", "entity_desc": ""}]', "relations.json": b"{}"}
-    found: list[tuple[str, Harm, bool]] = [
+    found: list[NamedHarm] = [
         ("NULs in a split", _put("train.tsv", lambda: triples + bytes(1000)), False),
         ("NULs in ids", _put("train.tsv", lambda: b"a\0\tr\tb\n"), False),
         ("a line of 100 MB", _put("train.tsv", lambda: triples + b"x" * 100_000_000), False),
@@ -277,7 +244,7 @@ def _half(opener: Callable[..., Any]) -> bytes:
     return packed[: len(packed) // 2]
 
 
-def recipes() -> list[tuple[str, Harm, bool]]:
+def recipes() -> list[NamedHarm]:
     """Name, harm, and whether loading it is right as well."""
     base = json.dumps(RECIPE)[:-1]
     laughs = "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]\n" for n in range(12))
@@ -341,7 +308,7 @@ def _text(what: str, name: str, data: bytes) -> Harm:
     return harm
 
 
-def weights() -> list[tuple[str, Harm, bool]]:
+def weights() -> list[NamedHarm]:
     """Name, harm, and whether loading it is right as well."""
     one = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
     headers: dict[str, tuple[bytes | dict[str, Any], bytes, int | None]] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.trust.harms import MODEL, TOKENIZER, Harm, sealed_file
+from tests.trust.harms import MODEL, TOKENIZER, Harm, NamedHarm, sealed_file
 
 if TYPE_CHECKING:
     import onnx
@@ -130,7 +130,7 @@ def _sparse(model: onnx.ModelProto) -> None:
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [2**50]))
 
 
-def graphs() -> list[tuple[str, Harm, bool]]:
+def graphs() -> list[NamedHarm]:
     """Name, harm, and whether answering is right as well."""
     shape, big = np.array([2**40]), np.array([2**14, 2**14, 2**14])
     constant = ("ConstantOfShape", ["shape"], {})
@@ -247,7 +247,7 @@ def _special(ids: list[int], times: int) -> dict[str, Any]:
     }
 
 
-def tokenizers() -> list[tuple[str, Harm, bool]]:
+def tokenizers() -> list[NamedHarm]:
     """Name, harm, and whether answering is right as well."""
     grow = _replace({"String": "a"}, "a" * 10)
     wordpiece = {
