@@ -28,7 +28,8 @@ ALIGNMENT = 64  # bytes; numpy pads .npy headers to this, so aligned members giv
 PADDING_ID = 0xD935  # the extra-field id that zipalign uses for padding
 ENCRYPTED = 0x1 | 0x40
 NPY_HEADER = re.compile(
-    rb"\{'descr': '([<|](?:i1|u1|i4|i8|f4|f8))', 'fortran_order': (False|True), 'shape': \(([\d, ]*)\), \}\s*"
+    rb"\{'descr': '([<|](?:i1|u1|i4|i8|f4|f8))', 'fortran_order': (False|True), "
+    rb"'shape': \(((?:(?:0|[1-9]\d*)(?:, (?:0|[1-9]\d*))*,?)?)\), \} *\n?"
 )
 
 

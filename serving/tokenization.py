@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from pmd.serving.errors import PmdError
 from pmd.serving.known import IntArray, spread
@@ -73,9 +73,7 @@ class TextTokenizer:
         try:
             self._tokenizer = Tokenizer.from_str(tokenizer_json)
             self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(
-                max_tokens
-            )  # longest first: a long head never pushes the relation out
+            self._tokenizer.no_truncation()  # see _cut
             _check_sizes(self._tokenizer, max_tokens)
             self.special_ids = np.unique(self._tokenizer.encode("", "").ids)
         except TokenizerError:
@@ -93,11 +91,11 @@ class TextTokenizer:
             encodings = self._tokenizer.encode_batch([_clipped(text) for text in texts])
         except BaseException as error:
             raise _of_the_library(error, FAILED) from error
-        lengths = [len(encoding.ids) for encoding in encodings]
+        cut = [self._cut(encoding) for encoding in encodings]
         return TokenTable(
-            ids=np.array([i for encoding in encodings for i in encoding.ids], dtype=np.int32),
-            types=np.array([i for encoding in encodings for i in encoding.type_ids], dtype=np.int32),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            ids=np.array([token for ids, _ in cut for token in ids], dtype=np.int32),
+            types=np.array([kind for _, types in cut for kind in types], dtype=np.int32),
+            offsets=np.concatenate([[0], np.cumsum([len(ids) for ids, _ in cut])]).astype(np.int64),
         )
 
     def single(self, text: Text) -> dict[str, IntArray]:
@@ -108,9 +106,38 @@ class TextTokenizer:
             encoding = self._tokenizer.encode(*pair)
         except BaseException as error:
             raise _of_the_library(error, FAILED) from error
-        ids = np.array([encoding.ids], dtype=np.int64)
-        types = np.array([encoding.type_ids], dtype=np.int64)
+        ids, types = (np.array([row], dtype=np.int64) for row in self._cut(encoding))
         return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
+
+    def _cut(self, encoding: Encoding) -> tuple[list[int], list[int]]:
+        """Ids and types of at most `max_tokens` tokens, as the library would cut them.
+
+        The library keeps what it cuts off, every piece of the first text with every piece of the second: gigabytes
+        for two long texts.
+        """
+        ids, types = encoding.ids, encoding.type_ids
+        if len(ids) <= self.max_tokens:
+            return ids, types
+        sides = encoding.sequence_ids  # None for special tokens, which stay
+        room = self.max_tokens - sides.count(None)
+        left = dict(enumerate(_longest_first(sides.count(0), sides.count(1), room)))
+        kept = []
+        for place, side in enumerate(sides):
+            if side is None or left[side] > 0:
+                kept.append(place)
+            if side is not None:
+                left[side] -= 1
+        return [ids[place] for place in kept], [types[place] for place in kept]
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts stay in `room`: a long head never pushes the relation out, nor the other way."""
+    short, long = sorted((first, second))
+    if short + long > room:
+        long = max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return (short, long) if first <= second else (long, short)
 
 
 def _check_sizes(tokenizer: Tokenizer, max_tokens: int) -> None:

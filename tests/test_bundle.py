@@ -522,11 +522,11 @@ def test_bytes_that_are_no_array_are_refused(data):
         npy_array(np.frombuffer(b"\x93NUMPY\x01\x00" + data, np.uint8), "x")
 
 
-@pytest.mark.parametrize("shape", ["12 16", "0, " + "9" * 30, "0, " * 70, "9" * 3000])
+@pytest.mark.parametrize("shape", ["12 16", "0, " + "9" * 30, "0, " * 70, "9" * 3000, "01, 0", "1" * 60 + "x"])
 def test_a_header_with_a_shape_of_no_array(shape):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}".encode()
     data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
-    with pytest.raises(BundleError, match="damaged or cut"):
+    with pytest.raises(BundleError, match="damaged or cut|not an array of plain numbers"):
         npy_array(np.frombuffer(data, np.uint8), "x.npy")
 
 

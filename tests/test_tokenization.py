@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundle import MAX_TOKENS, tokenizer_json
+from tokenizers import Tokenizer
 
 from pmd.serving.tokenization import TextTokenizer, TokenizerError
 
@@ -31,6 +32,18 @@ def test_a_long_head_never_pushes_the_relation_out(tokenizer):
     table = tokenizer([(" ".join(["pain"] * 100), "part of")])
     assert table.lengths.tolist() == [MAX_TOKENS]
     assert table.types.sum() == 3  # "part", "of" and the last mark
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_texts_are_cut_as_the_library_cuts_them(first, second):
+    """The library itself keeps every pair of the pieces that it cuts off, which is gigabytes for two long texts."""
+    library = Tokenizer.from_str(tokenizer_json())
+    library.enable_truncation(MAX_TOKENS)
+    pair = " ".join(["pain", "fever", "of"] * 14)[: 4 * first], " ".join(["heart", "part"] * 21)[: 4 * second]
+    for text in (pair, pair[0]):
+        expected = library.encode(*((text,) if isinstance(text, str) else text))
+        found = TextTokenizer(tokenizer_json(), MAX_TOKENS)([text])
+        assert (found.ids.tolist(), found.types.tolist()) == (expected.ids, expected.type_ids)
 
 
 @given(st.permutations(range(len(TEXTS))))
