@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,8 @@ def change_percent(a: float | None, b: float | None) -> float | None:
     """How much larger `b` is than `a`, in percent of `a`; None where that is unknown or has no size."""
     if a is None or b is None or (a == 0 and b != 0):
         return None
-    return 0.0 if a == b else 100 * (b / a - 1)
+    percent = 0.0 if a == b else 100 * (b / a - 1)
+    return percent if math.isfinite(percent) else None
 
 
 def _bundle(name: str, a: Row | None, b: Row | None, pair: Pair) -> dict[str, Any]:

@@ -24,19 +24,19 @@ def lines(found: Mapping[str, Any], processor: str, threads: int, *, everything:
     return [*told, *_oddities(found["bundles"]), _count(found)]
 
 
-def _opening(found: Mapping[str, Any], processor: str, threads: int) -> str:
+def _opening(found: Mapping[str, Any], processor: str, threads: int | None) -> str:
     differences = "; ".join(found["differences"])
     if not found["same_machine"]:
         return f"different machines, so times are not judged ({differences})"
     if not found["times_judged"]:
         return f"one machine, but times are not judged ({differences})"
-    plural = "s" * (threads > 1)
-    return f"one machine ({processor}, {threads} thread{plural}); noise {three_digits(found['noise_percent'])} %"
+    used = "threads unknown" if threads is None else f"{threads} thread{'s' * (threads > 1)}"
+    return f"one machine ({processor}, {used}); noise {three_digits(found['noise_percent'])} %"
 
 
 def _is_noisier(bundle: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     """Whether a bundle's own times are less certain than those of the whole."""
-    return bool(found["times_judged"] and (bundle["noise_percent"] or 0.0) > found["noise_percent"])
+    return bool(found["times_judged"] and (bundle["noise_percent"] or 0.0) > (found["noise_percent"] or 0.0))
 
 
 def _noisier(bundle: Mapping[str, Any]) -> str:

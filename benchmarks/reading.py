@@ -32,7 +32,7 @@ def read_report(path: Path) -> Report:
         raise BenchError(f"{file} is no JSON that pmd-bench wrote ({error}); name its report.json") from error
     wrong = _wrong(found)
     if wrong:
-        raise BenchError(f"{file} is no report of pmd-bench: {wrong}")
+        raise BenchError(f"{file} is no report of pmd-bench: {' '.join(wrong.split())}")
     results = [_filled(row) for row in found["results"]]
     _check_names([row["bundle"] for row in results], file)
     machine = {**dict.fromkeys(MACHINE), **found["machine"]}

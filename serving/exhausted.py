@@ -15,6 +15,7 @@ from pmd.serving.errors import PmdError
 
 SIGNS = (
     *("allocate memory", "out of memory", "bad allocation", "bad_alloc", "Unable to allocate"),
+    "error return without exception set",  # of torch's tracing, where CPython could not make a frame
     *("could not create a primitive", "could not create a memory", "could not execute a primitive"),
 )
 """Of C's strerror, torch on a CPU and on CUDA, onnxruntime, C++ and numpy; the last three are oneDNN's."""

@@ -526,7 +526,7 @@ def test_bytes_that_are_no_array_are_refused(data):
 def test_a_header_with_a_shape_of_no_array(shape):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}".encode()
     data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
-    with pytest.raises(BundleError, match="damaged or cut|not an array of plain numbers"):
+    with pytest.raises(BundleError, match=r"damaged or cut|not an array of plain numbers"):
         npy_array(np.frombuffer(data, np.uint8), "x.npy")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_bundle import WIDTH
 
+from pmd.benchmarks.compare import change_percent
 from pmd.benchmarks.errors import BenchError
 from pmd.benchmarks.pick import lines, pick
 from pmd.benchmarks.reading import read_report
@@ -267,3 +268,19 @@ def test_a_query_string_that_is_not_utf8_is_not_a_failure(tiny_scorer, caplog):
     with caplog.at_level(logging.ERROR):
         asyncio.run(app(scope | {"scheme": "http", "server": ("x", 1)}, receive, send))
     assert sent[0]["status"] == 404 and not caplog.records
+
+
+@pytest.mark.parametrize("relations", [{"is_a": " "}, {"\x85": "is a"}, {"is_a": "\ud800"}, {"\ud800": "is a"}])
+def test_relations_of_json_without_a_name(relations, tmp_path):
+    entities = [{"entity_id": "a", "entity": "a", "entity_desc": ""}]
+    (tmp_path / "entities.json").write_text(json.dumps(entities))
+    (tmp_path / "relations.json").write_text(json.dumps(relations))
+    (tmp_path / "train.txt.json").write_text(
+        json.dumps([{"head_id": "a", "head": "a", "relation": "is a", "tail_id": "a", "tail": "a"}])
+    )
+    refused(DatasetError, lambda: layouts.read(tmp_path).graph())
+
+
+def test_a_change_that_no_float_holds_is_unknown():
+    assert change_percent(5e-324, 1e300) is None
+    assert change_percent(2.0, 3.0) == 50.0

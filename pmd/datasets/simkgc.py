@@ -26,6 +26,7 @@ from pmd.serving.known import SPLIT_NAMES, IntArray
 
 LOOKED_FOR = "entities.json and train.txt.json"
 ENTITIES, RELATIONS = "entities.json", "relations.json"
+HALF = "has half a surrogate pair; mend the escape"
 SENSE = re.compile(r"(\S+)_[A-Z]{2}_\d+")
 
 
@@ -133,6 +134,11 @@ def _relations(path: Path | None) -> _RelationTexts:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise DatasetError(f"{path}:1: expected one object that maps relation ids to texts")
     texts = {key: text or key for key, text in value.items()}
+    for key, text in texts.items():
+        if not key.strip() or not text.strip():
+            raise DatasetError(f"{path}: relation {key[:60]!r} has a blank id or text; name it")
+        if not _is_whole(key + text):
+            raise DatasetError(f"{path}: relation {key[:60]!r} {HALF}")
     return _RelationTexts(texts, lambda key: f"{path}: relation {key!r}")
 
 
@@ -157,7 +163,7 @@ def _triples(
     rows: list[tuple[int, int, int]] = []
     skipped = 0
     for number, (head, relation, tail) in records.rows():
-        if head in index and tail in index and relation:
+        if head in index and tail in index and relation.strip():
             rows.append((index[head], relations.number(relation), index[tail]))
         elif skip_unknown:
             skipped += 1
@@ -201,13 +207,17 @@ class _Records:
                 f"{self._path}:{self.line(number)}: record {number + 1} has no text {name!r}; "
                 f"expected an object with {', '.join(self._fields)}"
             )
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DatasetError(
-                f"{self._path}:{self.line(number)}: {name} has half a surrogate pair; mend the escape"
-            ) from error
+        if not _is_whole(value):
+            raise DatasetError(f"{self._path}:{self.line(number)}: {name} {HALF}")
         return value
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parsed(path: Path, text: str) -> Any:
