@@ -71,8 +71,8 @@ def safe_int8(weights: FloatArray) -> tuple[IntArray, FloatArray]:
     even = np.concatenate([exact, np.zeros((len(exact) % 2, exact.shape[1]))]).reshape(-1, 2, exact.shape[1])
     pairs = np.maximum(np.maximum(even, 0).sum(axis=1), np.maximum(-even, 0).sum(axis=1)).max(axis=0)
     # 1 below the limit: rounding may lift both weights of a pair by a half
-    scales = np.maximum(np.abs(exact).max(axis=0) / INT8_MAX, pairs / (PAIR_LIMIT - 1))
-    scales = np.where(scales > 0, scales, 1.0).astype(np.float32)
+    scales = np.maximum(np.abs(exact).max(axis=0) / INT8_MAX, pairs / (PAIR_LIMIT - 1)).astype(np.float32)
+    scales = np.where(scales > 0, scales, np.float32(1.0))  # 0 where a column's weights are too small for float32
     return np.rint(exact / scales).clip(-INT8_MAX, INT8_MAX).astype(np.int8), scales
 
 

@@ -272,7 +272,8 @@ def cosine_gap(ours: FloatArray, theirs: FloatArray) -> float:
     worst = 0.0
     for first in range(0, len(ours), CHUNK):  # in float64 a whole table would be several times as large
         a, b = (rows[first : first + CHUNK].astype(np.float64) for rows in (ours, theirs))
-        cosine = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+        with np.errstate(divide="ignore", invalid="ignore"):  # of a row of zeros or with infinity: NaN
+            cosine = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
         worst = np.maximum(worst, (1 - cosine).max())  # np.maximum, unlike max, lets NaN through
     return float(worst)
 

@@ -79,7 +79,7 @@ def load_checkpoint(path: Path, stage: str) -> tuple[Sections, StageState]:
     sections: Sections = {}
     try:
         tensors, metadata = load_tensors(path)
-        check_seal(tensors, metadata)
+        check_seal(tensors, metadata, needed=True)
         for name, tensor in tensors.items():
             section, _, rest = name.partition(".")
             sections.setdefault(section, {})[rest] = tensor

@@ -157,7 +157,7 @@ def load_recipe(source: str, overrides: Mapping[str, Any]) -> Recipe:
     """
     settings = {**_read_yaml(source), **overrides}
     try:
-        return Recipe(**settings)
+        return Recipe(**{str(key): value for key, value in settings.items()})
     except TemplateError as error:
         raise RecipeError(f"recipe {source}: templates: {error}") from error
     except ValidationError as error:

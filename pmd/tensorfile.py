@@ -47,8 +47,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, facts
 
 
-def check_seal(tensors: Mapping[str, Tensor], facts: Mapping[str, str], beside: bytes = b"") -> None:
-    """Raise ValueError if there is a seal and it is of other tensors, facts or bytes beside them."""
+def check_seal(
+    tensors: Mapping[str, Tensor], facts: Mapping[str, str], beside: bytes = b"", *, needed: bool = False
+) -> None:
+    """Raise ValueError if the seal is of other tensors, facts or bytes beside them, or missing though `needed`."""
+    if needed and SEAL not in facts:
+        raise ValueError("it has no sha256 of its own")
     rest = {key: value for key, value in facts.items() if key != SEAL}
     if SEAL in facts and facts[SEAL] != seal_of(tensors, rest, beside):
         raise ValueError("not what its own sha256 says: changed or damaged")

@@ -220,3 +220,11 @@ def test_sample_is_spread_and_bounded():
 def test_every_precision_has_a_gate():
     """The command offers the gates' keys without loading onnx; both tables must have the same ones."""
     assert tuple(PRECISIONS) == tuple(GATES)
+
+
+def test_columns_too_small_for_float32_become_zeros():
+    weights = np.full((4, 2), 1e-45, dtype=np.float32)
+    weights[:, 1] = 0.5
+    values, scales = safe_int8(weights)
+    assert not values[:, 0].any() and scales[0] == 1.0
+    assert (values[:, 1] > 0).all()

@@ -281,6 +281,11 @@ def test_relations_of_json_without_a_name(relations, tmp_path):
     refused(DatasetError, lambda: layouts.read(tmp_path).graph())
 
 
+def test_recipe_keys_that_are_no_text(tmp_path):
+    (tmp_path / "x.yaml").write_text("dataset: umls\n1: 2\n")
+    refused(RecipeError, lambda: load_recipe(str(tmp_path / "x.yaml"), {}))
+
+
 def test_a_change_that_no_float_holds_is_unknown():
     assert change_percent(5e-324, 1e300) is None
     assert change_percent(2.0, 3.0) == 50.0

@@ -81,7 +81,7 @@ def recipes(folder: Path) -> Surface:
 
         def read() -> str:
             recipe = load_recipe(str(file), {})
-            again.write_text(json.dumps(recipe.model_dump(mode="json")), encoding="utf-8")
+            again.write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
             if load_recipe(str(again), {}) != recipe:
                 raise Broken("the recipe reads otherwise when it is written again")
             return "read"
