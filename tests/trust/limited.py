@@ -134,6 +134,8 @@ def _ended(tally: Tally, what: str, done: subprocess.CompletedProcess[str] | Non
         tally.saw("killed by the kernel")
     elif done.returncode == 2 and len(said) == 1 and said[0].startswith("error: "):
         tally.saw("one line of ours")
+    elif done.returncode == 2 and said[-1].startswith("error: ") and not any("Traceback" in line for line in said):
+        tally.saw("one line of ours, after what native code of a library printed")
     elif done.returncode == 1 and len(said) == 1 and said[0]:
         tally.saw("one line of a library or of Python")
     elif done.returncode == 1 and _did_not_load(said):
