@@ -81,7 +81,7 @@ def _by_heading(names: Sequence[str], headings: Headings) -> dict[str, int]:
 
 def _by_order(path: Path, names: Sequence[str], headings: Headings, needed: int) -> dict[str, int]:
     if not needed <= len(names) <= len(headings):
-        shown = ", ".join(names[:6])
+        shown = " ".join(", ".join(names[:6]).split())
         raise DatasetError(
             f"{path}:1: {len(names)} columns ({shown[:80]}), expected {needed} or headings "
             f"({', '.join(headings)}); name the columns"

@@ -59,6 +59,8 @@ def main(
         for attack in chosen:
             click.echo(f"{attack.name:<28}{attack.part:<16}{attack.quick:>9,}{attack.full:>10,}  {attack.what}")
         return 0
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # before ten minutes of work, not after
     started, findings = time.monotonic(), []
     for finding in make_all(
         chosen, lambda attack: count or (attack.full if full else attack.quick), seed, jobs=jobs
