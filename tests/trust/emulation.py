@@ -2,8 +2,8 @@
 
     python -m tests.trust.emulation          # once, minutes: aarch64, s390x (big-endian), armhf (32 bits)
 
-It needs Linux on x86-64, root, `debootstrap`, `dpkg-deb`, `apt-get` and `pip`, and writes below `PMD_TRUST_CACHE`
-(default ~/.cache/pmd-trust). Nothing is installed and no binfmt is registered: QEMU is started by its path.
+It needs Linux on x86-64, root, `debootstrap`, `dpkg-deb`, `apt-get`, `pip`, and the address of a mirror of Debian in
+`PMD_DEBIAN_MIRROR`; it writes below `PMD_TRUST_CACHE` (default ~/.cache/pmd-trust). Nothing is installed and no binfmt is registered: QEMU is started by its path.
 
 QEMU 7.2 dies as onnxruntime for aarch64 is imported, on every processor it emulates; 10.0 does not. So QEMU is
 taken from Debian 13 whatever the machine runs.
@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE, QEMU_SUITE, PYTHON = "bookworm", "trixie", "3.11"
-MIRROR = "http://deb.debian.org/debian"
+MIRROR = os.environ.get("PMD_DEBIAN_MIRROR", "")
+"""Where Debian's packages are fetched, as in sources.list."""
 
 
 class Processor(NamedTuple):
@@ -133,4 +134,6 @@ def _bootstrap(name: str) -> None:
 
 
 if __name__ == "__main__":
+    if not MIRROR:
+        sys.exit("error: no PMD_DEBIAN_MIRROR; set it to the address of a mirror of Debian, as in sources.list")
     prepare()
