@@ -2,8 +2,9 @@
 
     python -m tests.trust.emulation          # once, minutes: aarch64, s390x (big-endian), armhf (32 bits)
 
-It needs Linux on x86-64, root, `debootstrap`, `dpkg-deb`, `apt-get`, `pip`, and the address of a mirror of Debian in
-`PMD_DEBIAN_MIRROR`; it writes below `PMD_TRUST_CACHE` (default ~/.cache/pmd-trust). Nothing is installed and no binfmt is registered: QEMU is started by its path.
+It needs Linux on x86-64, root, `debootstrap`, `dpkg-deb`, `apt-get`, `pip`, and the address of a mirror of Debian
+in `PMD_DEBIAN_MIRROR`; it writes below `PMD_TRUST_CACHE` (default ~/.cache/pmd-trust). Nothing is installed and no
+binfmt is registered: QEMU is started by its path.
 
 QEMU 7.2 dies as onnxruntime for aarch64 is imported, on every processor it emulates; 10.0 does not. So QEMU is
 taken from Debian 13 whatever the machine runs.
