@@ -30,7 +30,7 @@ class Processor(NamedTuple):
 
     debian: str
     qemu: str
-    library: str
+    triplet: str
     wheels: str
     packages: tuple[str, ...]
 
@@ -61,7 +61,7 @@ def absent(*names: str) -> str | None:
 def python_on(name: str, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run this checkout's Python code on an emulated processor, with these arguments of `python`."""
     one, system = PROCESSORS[name], _system(name)
-    libraries = ":".join(str(system / "usr/lib" / one.library / kind) for kind in ("blas", "lapack"))
+    libraries = ":".join(str(system / "usr/lib" / one.triplet / kind) for kind in ("blas", "lapack"))
     emulator = [str(_qemu(name)), "-E", f"LD_LIBRARY_PATH={libraries}", "-L", str(system), str(_python(name))]
     outside = {"PATH": os.environ["PATH"], "PYTHONHOME": str(system / "usr")}
     outside["PYTHONPATH"] = f"{ROOT}:{system / 'opt/site'}"
