@@ -83,14 +83,15 @@ class Bundle:
         if keys is not None:  # before anything else is read, the manifest's JSON included
             check_signature(data, _signatures(source, path), keys, f"{path}: {MANIFEST}")
         manifest = parse_manifest(data, f"{path}: {MANIFEST}")
+        checked: VerifiedSource | CheckedSource | None = None
         if keys is not None:
-            source = VerifiedSource(source, manifest["files"], {MANIFEST: data}, str(path))
+            source = checked = VerifiedSource(source, manifest["files"], {MANIFEST: data}, str(path))
         elif verify:
-            source = CheckedSource(source, manifest["files"], str(path))
+            source = checked = CheckedSource(source, manifest["files"], str(path))
         bundle = cls(path, manifest, _read_tables(source, manifest, path), source)
-        if verify is True or keys is not None:
+        if checked is not None and (verify is True or keys is not None):
             for name in bundle.files():
-                source.mapped(name)
+                checked.check(name)
             _check_lengths(bundle.tables, path)
         return bundle
 

@@ -34,6 +34,10 @@ class CheckedSource:
                 self._checked.add(name)
         return data
 
+    def check(self, name: str) -> None:
+        """Raise BundleError as `mapped`."""
+        self.mapped(name)
+
     def path(self, name: str) -> Path | None:
         """A path that another library can open, None inside a zip. Raises BundleError as `mapped`."""
         path = self._source.path(name)

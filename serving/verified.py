@@ -23,6 +23,7 @@ class VerifiedSource:
     def __init__(self, source: Source, files: Mapping[str, Any], held: Mapping[str, bytes], what: str) -> None:
         """files: the manifest's, by name. held: bytes that are known already. what: the bundle, in messages."""
         self._source, self._files, self._held, self._what = source, files, held, what
+        self._given: set[str] = set()
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if it is absent, or not in the manifest."""
@@ -36,7 +37,14 @@ class VerifiedSource:
             return np.frombuffer(self._held[name], np.uint8)
         if name not in self._files:
             raise BundleError(f"{self._what}: the manifest does not list {name}; it was not read")
-        return np.frombuffer(verified_bytes(self._source, name, self._files, self._what), np.uint8)
+        data = verified_bytes(self._source, name, self._files, self._what)
+        self._given.add(name)
+        return np.frombuffer(data, np.uint8)
+
+    def check(self, name: str) -> None:
+        """Raise BundleError as `mapped`; what was given out already was checked then."""
+        if name not in self._given:
+            self.mapped(name)
 
     def path(self, name: str) -> None:
         """None: another library would read the file once more, and perhaps another file by then."""
